@@ -1,0 +1,1 @@
+"""The words that lockd and its hosts speak, and how they look on the wire."""

@@ -1,0 +1,1 @@
+"""A clustered VM datastore: the VMFS-5 on-disk format, mounted by several hosts at once."""

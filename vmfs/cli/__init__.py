@@ -1,0 +1,1 @@
+"""The vmfs command, one file per command group."""

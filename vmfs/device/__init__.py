@@ -1,0 +1,1 @@
+"""Where bytes live: a LUN as an image file, a block device, or memory."""

@@ -1,0 +1,1 @@
+"""The edge towards the kernel: the only importer of pyfuse3."""

@@ -1,0 +1,1 @@
+"""Which block belongs to which byte of a file, and which blocks are free."""
