@@ -64,3 +64,10 @@ class Device(Protocol):
     async def aclose(self) -> None:
         """Release what the device holds. Does not flush."""
         ...
+
+
+def assert_range(size: int, offset: int, length: int) -> None:
+    """Hold a range against a device of `size` bytes; leaving it is our own mistake."""
+    assert offset >= 0, f"range begins at {offset}"
+    assert length >= 0, f"range has length {length}"
+    assert offset + length <= size, f"range {offset:#x}+{length:#x} leaves a device of {size:#x}"
