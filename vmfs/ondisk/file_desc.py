@@ -66,7 +66,7 @@ class FileType(IntEnum):
 class Zla(IntEnum):
     """Zero level address: what stands in the data area."""
 
-    NONE = 0  # only in descriptors that no file uses
+    NONE = 0  # raw device mappings, and descriptors that no file uses
     FB = 1
     SB = 2
     PB = 3
@@ -162,7 +162,8 @@ class FileDesc:
             require(cls.NAME, address, "own address", f[0], expected)
         types = tuple(t for t in FileType if t or not link_count)
         require_one_of(cls.NAME, address, "type", f[3], types)
-        zlas = tuple(z for z in Zla if z or not link_count)
+        # A raw device mapping has no block list: its data area names a SCSI disk (ESXi: zla 0).
+        zlas = tuple(z for z in Zla if z or not link_count or f[3] == FileType.RDM)
         require_one_of(cls.NAME, address, "zla", f[14], zlas)
         desc = cls(
             address=FdAddress(f[0]),
