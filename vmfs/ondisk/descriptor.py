@@ -60,6 +60,7 @@ class LockProtocol(IntEnum):
 class VolumeFlag(IntFlag):
     """Switches of a volume that are ours."""
 
+    NONE = 0
     NO_RESIDENT = 1  # no file keeps its data in its descriptor: fsck.vmfs stays silent
 
 

@@ -203,6 +203,16 @@ class Geometry:
         """The system file with that FD address."""
         return next(file for file in self.files if file.address == address)
 
+    def resource_header(self, address: FdAddress) -> ResourceHeader:
+        """The header of that resource file."""
+        return {
+            FBB_FD: self.fbb,
+            FDC_FD: self.fdc,
+            PBC_FD: self.pbc,
+            SBC_FD: self.sbc,
+            PB2_FD: self.pb2,
+        }[address]
+
     def fd_offset(self, address: FdAddress) -> LvOffset:
         """Where that file descriptor's lock record stands."""
         cluster, resource = address >> 6 & 0xFFFF, address >> 22
