@@ -31,18 +31,13 @@ from lockd.client.errors import (
 )
 from lockd.client.session import Event, HostIdentity, LockClient, Lost, Observer
 from lockd.protocol.messages import (
-    AnswerKind,
     AskAnswer,
     Asked,
-    AskKind,
-    Attention,
     AuditEntry,
     Conflict,
-    ErrorCode,
     EventNotice,
     FenceAnswer,
     FencedNotice,
-    FenceResult,
     Good,
     Miscompare,
     PermitGranted,
@@ -50,6 +45,7 @@ from lockd.protocol.messages import (
     StatusReport,
     UnitAttention,
 )
+from lockd.protocol.terms import AnswerKind, AskKind, Attention, ErrorCode, FenceResult
 
 __all__ = [
     "AnswerKind",

@@ -1,6 +1,6 @@
 """What can go wrong between a host and lockd, as a small tree of its own."""
 
-from lockd.protocol.messages import ErrorCode
+from lockd.protocol.terms import ErrorCode
 
 
 class LockdError(Exception):

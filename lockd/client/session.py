@@ -20,15 +20,12 @@ from lockd.protocol.codec import FrameReader, ProtocolError, decode, encode
 from lockd.protocol.limits import PROTOCOL_VERSION, REPLY_SIZE_MAX
 from lockd.protocol.messages import (
     Answer,
-    AnswerKind,
     Ask,
     AskAnswer,
     Asked,
-    AskKind,
     AuditEntry,
     CompareAndWrite,
     Conflict,
-    ErrorCode,
     EventNotice,
     Fence,
     FenceAnswer,
@@ -57,6 +54,7 @@ from lockd.protocol.messages import (
     Welcome,
     Withdraw,
 )
+from lockd.protocol.terms import AnswerKind, AskKind, ErrorCode
 
 SOFTWARE: Final = "lockd.client"
 
