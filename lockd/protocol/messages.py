@@ -20,16 +20,14 @@ from lockd.protocol.limits import (
     NAME_SIZE_MAX,
     PAYLOAD_SIZE_MAX,
 )
-from lockd.protocol.terms import (
-    AnswerKind,
-    AskKind,
-    Attention,
-    AuditKind,
-    ErrorCode,
-    FenceResult,
-    HostEnd,
-    PermitState,
-)
+from lockd.protocol.terms import AnswerKind as AnswerKind
+from lockd.protocol.terms import AskKind as AskKind
+from lockd.protocol.terms import Attention as Attention
+from lockd.protocol.terms import AuditKind as AuditKind
+from lockd.protocol.terms import ErrorCode as ErrorCode
+from lockd.protocol.terms import FenceResult as FenceResult
+from lockd.protocol.terms import HostEnd as HostEnd
+from lockd.protocol.terms import PermitState as PermitState
 
 U64_MAX = (1 << 64) - 1
 
