@@ -1,9 +1,9 @@
 """What can be locked, in which order, and how strong a mode is.
 
 A lock is named by what it protects (kind and index) and by where its record stands. The order of
-two locks is (kind, index): file descriptors before resource clusters, because every operation
-knows its files before it knows where their blocks come from; clusters in the order FDC, SBC, PBC,
-PB2, FBC. Whoever holds a lock and wants a second one wants a higher one. That, and nothing else,
+two locks is (kind, index): the tree lock, under which directories move, before all; then file
+descriptors before resource clusters, because every operation knows its files before it knows where
+their blocks come from; clusters in the order FDC, SBC, PBC, PB2, FBC. Whoever holds a lock and wants a second one wants a higher one. That, and nothing else,
 is why no two operations ever wait for each other (docs/host-locking.md has the argument).
 """
 
@@ -15,11 +15,13 @@ from typing import Final
 
 from vmfs.ids import FdAddress, LvOffset
 from vmfs.ondisk.disk_lock import LockMode, LockType
+from vmfs.ondisk.file_desc import VH_FD
 
 
 class LockKind(IntEnum):
     """What a lock protects. The numbers are the order."""
 
+    TREE = 0  # the shape of the directory tree; its record is that of .vh.sf
     FILE_DESC = 1  # one file, directory or symlink: descriptor, pointer blocks, contents
     FD_CLUSTER = 2
     SB_CLUSTER = 3
@@ -35,6 +37,7 @@ class LockKind(IntEnum):
 
 _TYPES: Final = MappingProxyType(
     {
+        LockKind.TREE: LockType.FILE_DESC,
         LockKind.FILE_DESC: LockType.FILE_DESC,
         LockKind.FD_CLUSTER: LockType.FD_CLUSTER,
         LockKind.SB_CLUSTER: LockType.SB_CLUSTER,
@@ -54,14 +57,20 @@ class LockId:
     lv_offset: LvOffset  # of its record
 
     def __str__(self) -> str:
+        if self.kind is LockKind.TREE:
+            return "directory tree"
         if self.kind is LockKind.FILE_DESC:
             return f"file descriptor {self.index:#010x}"
         return f"{self.kind.name.removesuffix('_CLUSTER')} cluster {self.index}"
 
 
 def file_lock(address: FdAddress, lv_offset: LvOffset) -> LockId:
-    """The lock of a file descriptor; its record is the descriptor's first sector."""
-    return LockId(LockKind.FILE_DESC, address, lv_offset)
+    """The lock of a file descriptor; its record is the descriptor's first sector.
+
+    That of `.vh.sf`, which nobody ever opens, is the tree lock and comes first in the order.
+    """
+    kind = LockKind.TREE if address == VH_FD else LockKind.FILE_DESC
+    return LockId(kind, address, lv_offset)
 
 
 def in_order(wanted: Mapping[LockId, LockMode]) -> list[tuple[LockId, LockMode]]:
