@@ -1,0 +1,28 @@
+"""The command `vmfs`: nothing but the list of its commands, one file each."""
+
+import click
+
+from vmfs.cli.common import VmfsGroup
+from vmfs.cli.completion import completion
+from vmfs.cli.mkfs import mkfs
+
+
+@click.group(
+    cls=VmfsGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="vmfs", prog_name="vmfs")
+def cli() -> None:
+    """Make, mount and examine VMFS-5 datastores that several hosts share.
+
+    Exit status: 0 done, 1 failed, 2 usage; vmfs check follows fsck(8).
+    """
+
+
+cli.add_command(completion)
+cli.add_command(mkfs)
+
+
+def main() -> None:
+    """What the installed command runs."""
+    cli(prog_name="vmfs")
