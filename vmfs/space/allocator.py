@@ -47,10 +47,6 @@ from vmfs.space.system_file import KINDS, LOCK_KIND, Addresses, ResourceFiles
 
 _log = logging.getLogger("vmfs.space")
 
-FREE_BATCH_CLUSTERS_MAX: Final = 256
-"""Clusters that one transaction should free into: 128 KiB of journal, besides what else it stages.
-It bounds what callers put into `free`; `BlockMap.tail` keeps to it."""
-
 _GOLDEN: Final = 0.6180339887498949
 """Its multiples modulo 1 are spread evenly, for any number of hosts (Knuth, TAOCP 3, 6.4)."""
 

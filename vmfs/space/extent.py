@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from vmfs.ids import LvOffset
 from vmfs.ondisk.address import fb_blocks, tbz_mask
 
-
 _NOWHERE: Final = LvOffset(0)
 """The FS descriptor's neighbourhood begins there: no file has it."""
 

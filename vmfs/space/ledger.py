@@ -17,7 +17,7 @@ from vmfs.space.bitmap import Indices
 from vmfs.space.cluster import Cluster
 from vmfs.space.counters import FreeCounters
 from vmfs.space.staging import Staging
-from vmfs.space.system_file import ResourceFile, ResourceFiles
+from vmfs.space.system_file import ResourceFile, ResourceFiles, Run
 
 CLUSTER_CACHE_MAX: Final = 4096
 """Cluster bitmaps kept in memory while nobody uses them: some 8 MiB."""
@@ -89,7 +89,15 @@ class Ledger:
         self.counters.note(cluster.file.kind, cluster.number, cluster.meta.free)
 
     def freed(self, shares: Sequence[Share]) -> None:
-        """Keep these out of reach until the transaction that runs now has committed."""
+        """Keep these out of reach until the transaction that runs now has committed.
+
+        What was staged of their contents is dropped. (Not of file descriptors: that one is free
+        stands in the descriptor too.)
+        """
+        for cluster, indices in shares:
+            if cluster.file.kind is not AddressType.FD:
+                for run in _ranges(cluster, indices):
+                    self._staging.discard(*run)
         count = sum(len(indices) for _, indices in shares)
         self._pending += count
 
@@ -139,21 +147,25 @@ class Ledger:
         self._quarantine = kept
 
     def _is_replayable(self, cluster: Cluster, indices: Indices) -> bool:
-        file = cluster.file
-        if file.kind not in _BODY_STAGED:
+        if cluster.file.kind not in _BODY_STAGED:
             return False  # their contents are always staged, so a replay ends with the newest
-        ordered = np.sort(indices)
-        splits = np.flatnonzero(np.diff(ordered) != 1) + 1
-        ranges: list[tuple[int, int]] = []
-        for run in np.split(ordered, splits):
-            ranges.extend(file.resources_runs(cluster.number, int(run[0]), len(run)))
-        return self._staging.is_live(ranges)
+        return self._staging.is_live(_ranges(cluster, indices))
 
     def _make_room(self) -> None:
         if len(self._clusters) >= CLUSTER_CACHE_MAX:
             idle = [key for key, cluster in self._clusters.items() if cluster.idle]
             for key in idle[: CLUSTER_CACHE_MAX // 8]:
                 del self._clusters[key]
+
+
+def _ranges(cluster: Cluster, indices: Indices) -> list[Run]:
+    """Where the bodies of some resources of one cluster lie, neighbours joined."""
+    ordered = np.sort(indices)
+    splits = np.flatnonzero(np.diff(ordered) != 1) + 1
+    ranges: list[Run] = []
+    for run in np.split(ordered, splits):
+        ranges.extend(cluster.file.resources_runs(cluster.number, int(run[0]), len(run)))
+    return ranges
 
 
 def _checked(file: ResourceFile, number: int, data: bytes) -> ClusterMeta:

@@ -1,6 +1,6 @@
 """What this floor needs of the running transaction; `vmfs.txn.transaction.Transactions` is it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 
@@ -15,12 +15,16 @@ class Staging(Protocol):
         """Put whole sectors into the running transaction."""
         ...
 
-    def is_live(self, ranges: list[tuple[int, int]]) -> bool:
+    def discard(self, offset: int, length: int) -> None:
+        """Drop what the running transaction has staged in a range that is being freed."""
+        ...
+
+    def is_live(self, ranges: Iterable[tuple[int, int]]) -> bool:
         """Whether a sector of these (LV offset, length) ranges is staged or in the live journal."""
         ...
 
     def on_commit(self, callback: Callable[[], None]) -> None:
-        """Call back once, when the transaction that runs now has committed."""
+        """Call back once, when the transaction that runs now has committed and is in place."""
         ...
 
     async def commit(self) -> None:

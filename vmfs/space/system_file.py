@@ -216,8 +216,13 @@ ResourceFiles = Mapping[AddressType, ResourceFile]
 
 def is_cow(address: int) -> bool:
     """Whether the resource belongs to another file too, which owns it."""
-    flag = _FB_COW if address & _KIND_MASK == AddressType.FB else _OTHER_COW
-    return bool(address & flag) and address & _KIND_MASK != AddressType.FD
+    match address & _KIND_MASK:
+        case AddressType.FB:
+            return bool(address & _FB_COW)
+        case AddressType.SB | AddressType.PB | AddressType.PB2:
+            return bool(address & _OTHER_COW)
+        case _:
+            return False
 
 
 def cow_mask(addresses: Addresses) -> NDArray[np.bool_]:

@@ -1,0 +1,191 @@
+"""How a file's tree of pointers grows: what a write lacks, and the tree after it got that. Pure.
+
+`Draft` is a tree being changed. It copies what it changes and leaves the original alone, and asks
+a callback for every pointer block that it needs. So the same steps serve twice: once with made-up
+addresses, to count what must be reserved; once with real ones.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmfs.errors import NotSupported
+from vmfs.ondisk.address import AddressType
+from vmfs.ondisk.file_desc import Zla
+from vmfs.space import index_path
+from vmfs.space.index_path import Pointers, Shape
+from vmfs.space.system_file import is_cow
+
+Indices = NDArray[np.int64]
+
+_TBZ: Final = np.uint32(1 << 5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """What a file lacks for a write, from `BlockMap.missing`. Good until the map changes.
+
+    The caller reserves `want` and `free` (`near` is a hint), fills what `BlockMap.fresh` lists,
+    then calls `BlockMap.install`.
+    """
+
+    zla: Zla  # what the file is afterwards
+    blocks: Indices  # file blocks (in units of the new level) that have no address, ascending
+    zeroed: Indices  # file blocks that have one, but read as zero until they are written (TBZ)
+    carried: int  # bytes from the file's start that the caller must copy into the new blocks
+    want: Mapping[AddressType, int]
+    free: tuple[int, ...]  # sub-blocks whose contents are carried over
+    near: tuple[int, ...]
+    tables: Mapping[int, Pointers]  # pointer blocks that the counting went through
+    version: int
+    converts: bool  # the file changes its level
+
+    @property
+    def nothing(self) -> bool:
+        """The write changes no pointer."""
+        return not (self.want or self.free or len(self.zeroed) or self.carried or self.converts)
+
+    @property
+    def room(self) -> int:
+        """Bytes of pointer blocks that `install` stages at most."""
+        return POINTER_ROOM_PER_TABLE * (len(self.tables) + self.pointer_block_count)
+
+    @property
+    def pointer_block_count(self) -> int:
+        """New pointer blocks of either level."""
+        return self.want.get(AddressType.PB, 0) + self.want.get(AddressType.PB2, 0)
+
+
+POINTER_ROOM_PER_TABLE: Final = 4096
+"""A pointer block is staged in full at most."""
+
+
+class Draft:
+    """A tree of pointers being changed."""
+
+    def __init__(
+        self,
+        *,
+        zla: Zla,
+        pointers: Pointers,
+        shape: Shape,
+        lookup: Callable[[int], Pointers],
+        new: Callable[[AddressType], int],
+    ) -> None:
+        """Start from a tree of level FB, PB, DOUBLE or SB.
+
+        Args:
+            zla: its level.
+            pointers: its slots.
+            shape: its widths.
+            lookup: the contents of a pointer block, by address.
+            new: a new pointer block of that kind.
+        """
+        self.zla = zla
+        self.pointers = pointers.copy()
+        self.changed: dict[int, Pointers] = {}  # pointer blocks after the changes, new ones too
+        self.made: set[int] = set()  # addresses of the new ones
+        self.visited: dict[int, Pointers] = {}  # those that were there before, as they were
+        self._shape = shape
+        self._lookup = lookup
+        self._new = new
+
+    def raise_to(self, target: Zla) -> None:
+        """Grow to a higher level; block indices stay what they were."""
+        for kind in index_path.new_levels(self.zla, target) if target is not self.zla else ():
+            if self.pointers.any():
+                address = self._make(kind, index_path.lift(self.pointers, self._shape))
+                self.pointers[:] = 0
+                self.pointers[0] = address
+        self.zla = target
+
+    def touch(self, blocks: Indices) -> None:
+        """Make sure that there is a pointer block for each of these file blocks, and look at it.
+
+        Raises:
+            NotSupported: one would have to change that a snapshot shares.
+        """
+        for path in self._paths(blocks):
+            address = self._leaf_address(path)
+            if address:
+                _refuse_shared(address)
+                self._table(address)
+
+    def assign(self, blocks: Indices, addresses: Pointers) -> None:
+        """Give file blocks their addresses. `blocks` is ascending."""
+        assert len(blocks) == len(addresses)
+        position = 0
+        for path in self._paths(blocks):
+            table, chosen = self._leaf_part(path, blocks)
+            count = len(chosen)
+            table[chosen] = addresses[position : position + count]
+            position += count
+
+    def materialise(self, blocks: Indices) -> None:
+        """Take the TBZ flag from file blocks: they have contents now. `blocks` is ascending."""
+        for path in self._paths(blocks):
+            table, chosen = self._leaf_part(path, blocks)
+            assert (table[chosen] & _TBZ).all()
+            table[chosen] &= ~_TBZ
+
+    def _paths(self, blocks: Indices) -> list[tuple[int, ...]]:
+        if not len(blocks):
+            return []
+        if index_path.depth(self.zla) == 0:
+            return [()]
+        firsts = np.unique(blocks // self._shape.fanout) * self._shape.fanout
+        return [index_path.path(self.zla, int(first), self._shape)[:-1] for first in firsts]
+
+    def _leaf_part(self, path: tuple[int, ...], blocks: Indices) -> tuple[Pointers, Indices]:
+        """The writable table at `path`, and the indices in it that `blocks` means."""
+        if not path:
+            return self.pointers, blocks
+        start = index_path.block_index(self.zla, path, self._shape)
+        first, last = np.searchsorted(blocks, (start, start + self._shape.fanout))
+        return self._writable(self._leaf_address(path)), blocks[first:last] - start
+
+    def _leaf_address(self, path: tuple[int, ...]) -> int:
+        """The address of the pointer block at `path`, made if there is none; 0 for the slots."""
+        if not path:
+            return 0
+        address = int(self.pointers[path[0]])
+        if address == 0:
+            address = self._make(index_path.slot_type(self.zla), self._empty())
+            self.pointers[path[0]] = address
+        for step in path[1:]:
+            below = int(self._table(address)[step])
+            if below == 0:
+                below = self._make(AddressType.PB, self._empty())
+                self._writable(address)[step] = below
+            address = below
+        return address
+
+    def _make(self, kind: AddressType, contents: Pointers) -> int:
+        address = self._new(kind)
+        self.changed[address] = contents
+        self.made.add(address)
+        return address
+
+    def _empty(self) -> Pointers:
+        return np.zeros(self._shape.fanout, dtype=np.uint32)
+
+    def _table(self, address: int) -> Pointers:
+        table = self.changed.get(address)
+        if table is None:
+            table = self._lookup(address)
+            self.visited[address] = table
+        return table
+
+    def _writable(self, address: int) -> Pointers:
+        if address not in self.changed:
+            _refuse_shared(address)
+            self.changed[address] = self._table(address).copy()
+        return self.changed[address]
+
+
+def _refuse_shared(address: int) -> None:
+    if is_cow(address):
+        raise NotSupported("pointer blocks that are shared with a snapshot cannot be written yet")
