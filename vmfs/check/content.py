@@ -67,7 +67,11 @@ _LEVELS: Final = {
 
 
 def levels(zla: Zla) -> tuple[AddressType, ...]:
-    """The kinds of address on the way from the file descriptor to the data; empty for none."""
+    """The kinds of address on the way from the file descriptor to the data; empty for none.
+
+    Where a second-level block (PB2) is expected, a genuine ESXi volume may have a pointer block of
+    the first kind: `.pbc.sf` and `.pb2.sf` hold alike blocks, and the address says which it is.
+    """
     return _LEVELS.get(zla, ())
 
 
@@ -116,19 +120,20 @@ class BlockList:
         if at >= len(pointers):
             return None
         address = int(pointers[at])
-        for depth, kind in enumerate(self._path[:-1]):
+        for depth in range(len(self._path) - 1):
             if address == 0:
                 return None
-            block = await self._index_block(depth, address, kind)
+            block = await self._index_block(depth, address)
             if depth == len(self._path) - 2:
                 return block
             address = int(block[rest])
         return None
 
-    async def _index_block(self, depth: int, address: int, kind: AddressType) -> NDArray[np.uint32]:
+    async def _index_block(self, depth: int, address: int) -> NDArray[np.uint32]:
         kept = self._kept.get(depth)
         if kept is None or kept[0] != address:
-            kept = (address, await self.reader.index_block(address, kind))
+            _, block = await self.reader.index_block(address)
+            kept = (address, block)
             self._kept[depth] = kept
         return kept[1]
 

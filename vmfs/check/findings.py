@@ -7,7 +7,7 @@ out.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from types import MappingProxyType
@@ -46,7 +46,7 @@ CATALOGUE: Final[Mapping[str, tuple[Severity, str]]] = MappingProxyType(
         "cluster-corrupt": (_ERROR, "a resource cluster's metadata is not valid"),
         "cluster-lock-corrupt": (_ERROR, "the lock record of a resource cluster is not valid"),
         "cluster-free-count": (_ERROR, "a cluster's free count is not what its bitmap holds"),
-        "cluster-first-free": (_WARNING, "a cluster's first-free hint is not its first free bit"),
+        "cluster-first-free": (_INFO, "a cluster's first-free hint is not its first free bit"),
         "fd-corrupt": (_ERROR, "an allocated file descriptor is not valid"),
         "fd-lock-corrupt": (_ERROR, "the lock record of a file descriptor is not valid"),
         "fd-empty": (_ERROR, "a file descriptor is allocated, but has no links"),
@@ -79,7 +79,7 @@ CATALOGUE: Final[Mapping[str, tuple[Severity, str]]] = MappingProxyType(
         "lock-holder-bad": (_ERROR, "a lock names a holder that cannot exist"),
         "journal-corrupt": (_ERROR, "a journal's header is not valid"),
         "needs-replay": (_WARNING, "a journal holds transactions that the next mount replays"),
-        "journal-live": (_INFO, "the journal of a live host holds transactions not yet in place"),
+        "journal-overlap": (_ERROR, "two journals hold a transaction for the same sector"),
     }
 )
 
@@ -170,10 +170,15 @@ class Findings:
                 Finding(code=code, severity=severity, text=text, address=address, fd=fd)
             )
 
-    def report(self, paths: Mapping[FdAddress, str] = MappingProxyType({})) -> Report:
+    def add_untold(self, code: str, count: int) -> None:
+        """Note `count` more of a code that cannot each be told."""
+        if count > 0:
+            self.counts[code] += count
+
+    def report(self, path_of: Callable[[FdAddress], str | None] = lambda _: None) -> Report:
         """Close the list: errors first, each with the path that the walk found for it."""
         named = [
-            replace(found, path=paths.get(found.fd)) if found.fd is not None else found
+            replace(found, path=path_of(found.fd)) if found.fd is not None else found
             for found in self.kept
         ]
         named.sort(key=lambda found: -found.severity)

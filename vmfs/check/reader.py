@@ -15,12 +15,11 @@ cannot be is a `CorruptRecord` that says where.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vmfs.device.base import Device
 from vmfs.errors import CorruptRecord, NotVmfs
 from vmfs.ids import FdAddress, LvOffset
 from vmfs.ondisk import address as addresses
@@ -34,10 +33,6 @@ from vmfs.units import align_up, div_ceil
 
 _MODE_TYPE_MASK: Final = 0o170000
 _MODE_DIRECTORY: Final = 0o040000
-
-_SYSTEM_BLOCK_COUNT_MAX: Final = 1 << 20
-"""File blocks of one system file: 256 where ESXi made the volume, a few thousand where a file block
-is small. A bound against a length that is nonsense."""
 
 
 class _KindFacts(NamedTuple):
@@ -87,6 +82,24 @@ class ResourceKind(Enum):
     def noun(self) -> str:
         """What one of its resources is called in messages."""
         return self.value.noun
+
+
+class Source(Protocol):
+    """What is read from: a `Device`, or an overlay on one."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes at `offset`."""
+        ...
 
 
 KIND_OF_ADDRESS: Final = {kind.address_type: kind for kind in ResourceKind}
@@ -191,7 +204,7 @@ class ResourceFile:
 class Reader:
     """A volume, open for reading. Make one with `open_volume`."""
 
-    device: Device
+    device: Source
     descriptor: FsDescriptor
     resources: dict[ResourceKind, ResourceFile] = field(default_factory=dict)
 
@@ -240,20 +253,19 @@ class Reader:
         data = await self.read_system(fdc.file, offset, file_desc.FD_SIZE)
         return split_node(data, lv_offset=lv_offset, address=address)
 
-    async def index_block(self, address: int, kind: AddressType) -> NDArray[np.uint32]:
-        """Read the 1024 addresses of a pointer block.
+    async def index_block(self, address: int) -> tuple[LvOffset, NDArray[np.uint32]]:
+        """Read a pointer block of either level: where it stands, and its 1024 addresses.
 
         Raises:
-            CorruptRecord: the address is not of that kind, or names none that exists.
+            CorruptRecord: the address is of another kind, or names none that exists.
         """
-        file, offset = self._locate(address, kind)
+        kind = addresses.address_type(address)
+        if kind not in (AddressType.PB, AddressType.PB2):
+            raise CorruptRecord("address", 0, "type", address, "a pointer block's")
+        file, offset = self._locate(address, AddressType(kind))
+        place = LvOffset(file.file.ranges(offset, 1)[0][0])
         data = await self.read_system(file.file, offset, pointer_block.SIZE)
-        return pointer_block.unpack(data, address=file.file.ranges(offset, 1)[0][0])
-
-    def index_block_offset(self, address: int, kind: AddressType) -> LvOffset:
-        """LV offset of a pointer block."""
-        file, offset = self._locate(address, kind)
-        return LvOffset(file.file.ranges(offset, 1)[0][0])
+        return place, pointer_block.unpack(data, address=place)
 
     def sub_block_ranges(self, address: int, length: int) -> list[tuple[int, int]]:
         """The (LV offset, length) pieces of the first `length` bytes of a sub-block."""
@@ -313,7 +325,7 @@ def split_node(data: bytes, *, lv_offset: int, address: FdAddress) -> Node:
     )
 
 
-async def open_volume(device: Device) -> Reader:
+async def open_volume(device: Source) -> Reader:
     """Find the descriptor and the resource files of a volume.
 
     Args:
@@ -335,7 +347,7 @@ async def open_volume(device: Device) -> Reader:
     return reader
 
 
-async def open_descriptor(device: Device) -> Reader:
+async def open_descriptor(device: Source) -> Reader:
     """Only the descriptor: what is left to say about a volume whose system files are damaged."""
     if device.size < DESCRIPTOR_OFFSET + FsDescriptor.SIZE:
         raise NotVmfs(f"{device.name} is too small to hold a VMFS volume")
@@ -350,7 +362,7 @@ async def _open_resource_file(reader: Reader, kind: ResourceKind) -> ResourceFil
         file = await system_file(reader, await reader.node(kind.fd))
     data = await reader.read_system(file, 0, ResourceHeader.SIZE)
     header = ResourceHeader.unpack(data, address=file.ranges(0, 1)[0][0])
-    _require_fitting(kind, header, file)
+    _require_fitting(reader, kind, header, file)
     return ResourceFile(kind=kind, header=header, file=file)
 
 
@@ -389,16 +401,13 @@ async def system_file(reader: Reader, node: Node) -> SystemFile:
     if desc.block_size != reader.block_size:
         raise CorruptRecord(name, at, "block size", desc.block_size, reader.block_size)
     count = div_ceil(desc.length, desc.block_size)
-    if count > _SYSTEM_BLOCK_COUNT_MAX:
-        raise CorruptRecord(name, at, "length", desc.length, "a system file's")
+    if count > reader.device.size // reader.block_size:  # what follows is as large as this
+        raise CorruptRecord(name, at, "length", desc.length, "no more than the volume")
     if desc.zla == Zla.FB:
         pointers = node.pointers[:count]
     elif desc.zla == Zla.PB:
         wanted = div_ceil(count, pointer_block.POINTER_COUNT)
-        lists = [
-            await reader.index_block(int(pointer), AddressType.PB)
-            for pointer in node.pointers[:wanted]
-        ]
+        lists = [(await reader.index_block(int(pointer)))[1] for pointer in node.pointers[:wanted]]
         pointers = np.concatenate(lists)[:count] if lists else np.zeros(0, dtype=np.uint32)
     else:
         raise CorruptRecord(name, at, "zla", int(desc.zla), "file blocks or pointer blocks")
@@ -425,7 +434,9 @@ def _system_blocks(
     return blocks
 
 
-def _require_fitting(kind: ResourceKind, header: ResourceHeader, file: SystemFile) -> None:
+def _require_fitting(
+    reader: Reader, kind: ResourceKind, header: ResourceHeader, file: SystemFile
+) -> None:
     sizes: dict[ResourceKind, Sequence[int]] = {
         ResourceKind.FBB: (0,),
         ResourceKind.FDC: (file_desc.FD_SIZE,),
@@ -433,6 +444,9 @@ def _require_fitting(kind: ResourceKind, header: ResourceHeader, file: SystemFil
         ResourceKind.PB2: (pointer_block.SIZE,),
     }
     at = file.ranges(0, 1)[0][0]
+    blocks = reader.device.size // reader.block_size
+    if kind is ResourceKind.FBB and header.total > blocks:
+        raise CorruptRecord(f"{kind.file_name} header", at, "total", header.total, blocks)
     if kind in sizes and header.resource_size not in sizes[kind]:
         raise CorruptRecord(
             f"{kind.file_name} header", at, "resource size", header.resource_size, sizes[kind][0]
