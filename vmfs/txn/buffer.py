@@ -50,9 +50,8 @@ class StagedSectors:
         for granule, sector in list(self._sectors_in(offset, length)):
             del granule[sector]
             self._count -= 1
-        for index in _granules_in(offset, length):
-            if index in self._granules and not self._granules[index]:
-                del self._granules[index]
+        for index in [index for index, granule in self._granules.items() if not granule]:
+            del self._granules[index]
 
     def touches(self, offset: int, length: int) -> bool:
         """Whether any sector that the range touches is staged."""

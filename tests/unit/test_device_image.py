@@ -1,0 +1,215 @@
+"""What only an image file has: errors of the medium, fallbacks, honest counters."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from vmfs.device import image, linux
+from vmfs.device.image import ImageDevice
+from vmfs.errors import DeviceError
+from vmfs.units import KIB, MIB
+
+SIZE = 8 * MIB
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "lun.img"
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+def status(path: Path) -> os.stat_result:
+    return path.stat()
+
+
+def refuse(*_arguments: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def break_down(*_arguments: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"cannot open .*missing: No such file.*ENOENT"):
+        ImageDevice.open(tmp_path / "missing", writable=False)
+
+
+def test_a_directory_is_no_lun(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="neither a regular file nor a block device"):
+        ImageDevice.open(tmp_path, writable=False)
+
+
+async def test_a_partial_last_sector_does_not_count(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(SIZE + 100)
+
+    device = ImageDevice.open(path, writable=False)
+
+    assert device.size == SIZE
+    await device.aclose()
+
+
+async def test_an_image_opened_for_reading_cannot_be_written(path: Path) -> None:
+    device = ImageDevice.open(path, writable=False)
+
+    with pytest.raises(DeviceError, match=r"write of 0x200 bytes at 0x400 of .*EBADF"):
+        await device.write(1024, bytes(512))
+
+    assert await device.read(0, 512) == bytes(512)
+    await device.aclose()
+    await device.aclose()  # a second time does nothing
+
+
+async def test_an_image_cut_short_under_us_is_an_error_of_the_medium(path: Path) -> None:
+    device = ImageDevice.open(path, writable=True)
+    os.truncate(path, MIB)
+
+    with pytest.raises(DeviceError, match=r"read of 0x400 bytes at 0xffe00 .* ends after 512"):
+        await device.read(MIB - 512, 1024)
+    await device.aclose()
+
+
+async def test_the_descriptor_is_not_inherited(path: Path) -> None:
+    device = ImageDevice.open(path, writable=True)
+
+    assert not os.get_inheritable(device._fd)
+    await device.aclose()
+
+
+async def test_a_failed_flush_fails_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = ImageDevice.open(path, writable=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", break_down)
+        with pytest.raises(DeviceError, match=r"flush .*EIO"):
+            await device.flush()
+
+    with pytest.raises(DeviceError, match=r"flush .*EIO"):
+        await device.flush()
+    await device.aclose()
+
+
+async def test_a_short_transfer_is_continued(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pread, pwrite = os.pread, os.pwrite
+    monkeypatch.setattr(os, "pread", lambda fd, length, at: pread(fd, min(length, 1000), at))
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:700], at))
+    device = ImageDevice.open(path, writable=True)
+    data = os.urandom(10_000)
+
+    await device.write(123, data)
+
+    assert await device.read(123, 10_000) == data
+    await device.aclose()
+
+
+async def test_bulk_verbs_are_counted_where_the_kernel_did_them(path: Path) -> None:
+    device = ImageDevice.open(path, writable=True)
+    await device.write(0, b"x" * (4 * MIB))
+    try:
+        linux.fallocate(device._fd, linux.FALLOC_PUNCH_HOLE | 1, SIZE - 4096, 4096)
+    except OSError:
+        pytest.skip("no fallocate here")
+
+    await device.write_zeroes(0, MIB)
+    await device.write_zeroes(MIB, 4 * KIB)
+    await device.unmap(2 * MIB, MIB)
+    await device.copy(3 * MIB, 5 * MIB, MIB)
+    await device.flush()
+
+    found = device.statistics()
+    assert found.zeroes_offloaded_size == MIB
+    assert found.zeroes_written_size == 4 * KIB
+    assert (found.unmap_offloaded_size, found.unmap_zeroed_size) == (MIB, 0)
+    assert (found.copy_offloaded_size, found.copy_through_size) == (MIB, 0)
+    assert (found.write_count, found.write_size, found.flush_count) == (1, 4 * MIB, 1)
+    await device.aclose()
+
+
+async def test_unmap_gives_space_back(path: Path) -> None:
+    device = ImageDevice.open(path, writable=True)
+    await device.write(0, b"x" * SIZE)
+    await device.flush()
+    before = status(path).st_blocks
+
+    await device.unmap(0, SIZE)
+
+    if device.statistics().unmap_offloaded_size:
+        assert status(path).st_blocks < before
+    assert status(path).st_size == SIZE
+    await device.aclose()
+
+
+async def test_what_the_kernel_cannot_do_is_done_here_and_counted_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def refuse_and_count(*_arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        refuse()
+
+    monkeypatch.setattr(linux, "fallocate", refuse_and_count)
+    monkeypatch.setattr(os, "copy_file_range", refuse_and_count)
+    device = ImageDevice.open(path, writable=True)
+    data = os.urandom(SIZE)
+    await device.write(0, data)
+
+    for _ in range(2):
+        await device.write_zeroes(0, 2 * MIB + 512)
+        await device.unmap(3 * MIB, MIB)
+        await device.copy(5 * MIB, 2 * MIB + 512, MIB - 512)
+
+    found = device.statistics()
+    assert found.zeroes_written_size == 2 * (2 * MIB + 512)
+    assert (found.unmap_offloaded_size, found.unmap_zeroed_size) == (0, 2 * MIB)
+    assert (found.copy_offloaded_size, found.copy_through_size) == (0, 2 * (MIB - 512))
+    assert calls == 3  # each way was tried once and never again
+    assert await device.read(0, 2 * MIB + 512) == bytes(2 * MIB + 512)
+    assert await device.read(2 * MIB + 512, MIB - 512) == data[5 * MIB : 6 * MIB - 512]
+    assert await device.read(3 * MIB, MIB) == bytes(MIB)
+    assert await device.read(4 * MIB, MIB) == data[4 * MIB : 5 * MIB]
+    await device.aclose()
+
+
+@pytest.mark.parametrize("verb", ["write_zeroes", "unmap"])
+async def test_an_error_of_a_bulk_verb_is_no_reason_to_fall_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setattr(linux, "fallocate", break_down)
+    device = ImageDevice.open(path, writable=True)
+
+    with pytest.raises(DeviceError, match=f"{verb} of 0x100000 bytes at 0x0 .*EIO"):
+        await getattr(device, verb)(0, MIB)
+    await device.aclose()
+
+
+async def test_an_error_of_a_copy_is_no_reason_to_fall_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "copy_file_range", break_down)
+    device = ImageDevice.open(path, writable=True)
+
+    with pytest.raises(DeviceError, match=r"copy .*EIO"):
+        await device.copy(0, MIB, MIB)
+    await device.aclose()
+
+
+async def test_large_ranges_go_down_in_bounded_steps(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[int, int]] = []
+    monkeypatch.setattr(image, "OFFLOAD_CHUNK", 3 * MIB)
+    monkeypatch.setattr(
+        linux, "fallocate", lambda _fd, _mode, offset, length: steps.append((offset, length))
+    )
+    device = ImageDevice.open(path, writable=True)
+
+    await device.write_zeroes(MIB, 7 * MIB)
+
+    assert steps == [(MIB, 3 * MIB), (4 * MIB, 3 * MIB), (7 * MIB, MIB)]
+    await device.aclose()
