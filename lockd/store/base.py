@@ -1,0 +1,35 @@
+"""The contract of a store."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lockd.protocol.messages import AuditEntry
+from lockd.state import Record, Snapshot
+
+
+class StoreError(Exception):
+    """The store cannot be read or written. lockd stops: it must not say what it cannot keep."""
+
+
+class Store(Protocol):
+    """Records by key, and an audit trail. Not for use from several threads."""
+
+    def start(self) -> Snapshot:
+        """Begin a new incarnation, durably, and give back what is kept."""
+        ...
+
+    def commit(self, records: Sequence[Record]) -> None:
+        """Keep the records, all or none, durably on return. A record replaces its predecessor."""
+        ...
+
+    def append(self, entries: Sequence[AuditEntry]) -> None:
+        """Add to the audit trail; the oldest entries beyond the bound are dropped. Not durable."""
+        ...
+
+    def audit(self, *, count: int, before: int) -> tuple[AuditEntry, ...]:
+        """The newest `count` entries with a sequence below `before` (0: all), oldest first."""
+        ...
+
+    def close(self) -> None:
+        """Release what the store holds."""
+        ...
