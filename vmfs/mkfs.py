@@ -2,8 +2,8 @@
 
 A plan is the ranges that must read as zero, and the bytes to write over them. Nothing that is zero
 is written, so an image file stays sparse. The order is such that a crash leaves no half-made
-volume that anyone would open: whatever marked the old contents goes first, then the inside of the
-new volume comes, and its descriptor, LVM header and partition table last, with a flush between.
+volume that anyone would open: whatever marked the old contents goes first, then everything of the
+new volume comes but its LVM header, and that and the partition table last, with a flush between.
 """
 
 import hashlib
@@ -153,17 +153,18 @@ class Plan:
             yield at, header.clusters_per_group * 1024
 
     def inner_pieces(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) of the inside of the volume; nobody finds it without the rest."""
+        """(offset, bytes) of everything that nobody finds without the LVM header."""
         created = self.request.identity.created
         for offset, data in fresh.pieces(self.geometry, now=created):
             yield self.lv_base + offset, data
-
-    def outer_pieces(self) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) by which readers find the volume; written last."""
         yield self.lv_base + DESCRIPTOR_OFFSET, self.descriptor().pack()
-        base = self.location.offset
-        for offset, data in self._lvm_pieces():
-            yield base + offset, data
+        for at, data in self.lvm_pieces():
+            yield self.location.offset + at, data
+
+    def sealing_pieces(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) by which readers find the volume; written when all else is durable."""
+        header_offset = self.location.offset + lvm.HEADER_OFFSET
+        yield header_offset, self._device_header(self._headers()).pack()
         identity = self.request.identity
         match self.request.table:
             case TableKind.NONE:
@@ -204,8 +205,8 @@ class Plan:
             )
         )
 
-    def _lvm_pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Extent maps, then what points at them; offsets of the partition."""
+    def lvm_pieces(self) -> Iterator[tuple[int, bytes]]:
+        """The LVM area without its first sector; offsets of the partition."""
         headers = self._headers()
         for index in range(_map_count(self.segment_count)):
             header, within = headers[index // lvm.HEADER_MAP_COUNT_MAX], index % 8
@@ -214,15 +215,13 @@ class Plan:
             bitmap, entries = bulk.extent_map(first, count)
             yield lvm.bitmap_offset(header, within), bitmap
             yield lvm.table_offset(header, within), entries
-        for number, at in reversed(list(enumerate(headers))):
-            if number:
-                follows = headers[number + 1] if number + 1 < len(headers) else 0
-                yield at, self._extended_header(number, follows).pack()
+        for number, at in enumerate(headers[1:], start=1):
+            follows = headers[number + 1] if number + 1 < len(headers) else 0
+            yield at, self._extended_header(number, follows).pack()
         identity = self.request.identity
         name = f"vmfs.{identity.device}:1".encode()
         yield lvm.HEADER_OFFSET + lvm.DEVICE_NAMES, name.ljust(256, b"\0")
         yield lvm.HEADER_OFFSET + lvm.VOLUME_TABLE, self._volume_entry().pack()
-        yield lvm.HEADER_OFFSET, self._device_header(headers).pack()
 
     def _headers(self) -> list[int]:
         """Where the header and its extensions stand; extensions follow the last extent."""
@@ -342,7 +341,7 @@ async def make_volume(device: Device, plan: Plan) -> int:
     for offset, length in plan.zero_runs():
         await device.unmap(offset, length)
     await device.flush()
-    for pieces in (plan.inner_pieces(), plan.outer_pieces()):
+    for pieces in (plan.inner_pieces(), plan.sealing_pieces()):
         for offset, data in pieces:
             await device.write(offset, data)
             written += len(data)
@@ -371,7 +370,7 @@ async def find_obstacles(device: Device) -> list[str]:
 def _candidate_bases(head: bytes, lun_size: int) -> list[int]:
     """LUN offsets where a VMFS partition may begin."""
     try:
-        location = find_volume(head[:HEAD_SIZE], lun_size=lun_size)
+        location = find_volume(head[:HEAD_SIZE].ljust(HEAD_SIZE, b"\0"), lun_size=lun_size)
     except CorruptRecord:
         location = None  # a damaged table is an obstacle already
     return [0] if location is None else [0, location.offset]
