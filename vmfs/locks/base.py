@@ -83,6 +83,16 @@ WriteBackHook = Callable[[LockId], Awaitable[None]]
 """Commit and write in place what the lock covers; the lock is kept."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the upper floors do when a lock is asked for."""
+
+    revoke: RevokeHook
+    attributes: AttributesHook
+    recover: RecoverHook
+    write_back: WriteBackHook
+
+
 class Pin(Protocol):
     """One operation's use of one lock. Also a plain `with` context that releases."""
 

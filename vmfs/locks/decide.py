@@ -1,6 +1,6 @@
 """What to do with a lock record: pure decisions on values. All of locking's logic is here.
 
-    record + which holders still stand + what is wanted  ──►  Have · Take · Ask · Wait · Refuse
+    record + which holders still stand + what is wanted  ──►  Take · Ask · Wait · Refuse
 
 A holder *stands* as long as its slot is in use by the same host with the same generation. A holder
 that does not stand holds nothing: its slot was released, or recovered after its death (journal
@@ -13,7 +13,7 @@ from enum import Enum
 
 from lockd.protocol.terms import AskKind
 from vmfs.locks.base import HolderIs
-from vmfs.ondisk.disk_lock import DiskLock, Holder, LockMode
+from vmfs.ondisk.disk_lock import HOLDER_COUNT_MAX, DiskLock, Holder, LockMode
 from vmfs.ondisk.heartbeat import Heartbeat
 
 
@@ -23,13 +23,6 @@ class Standing(Enum):
     STANDS = "in use by it"  # alive, or dead and not recovered yet: only lockd can tell
     REPLAYED = "its journal is being replayed"
     STALE = "released, recovered, or somebody else's by now"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Have:
-    """This host stands in the record already, strongly enough."""
-
-    record: DiskLock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +55,7 @@ class Refuse:
     reason: str
 
 
-Decision = Have | Take | Ask | Wait | Refuse
+Decision = Take | Ask | Wait | Refuse
 
 
 def judge(slot: Heartbeat, holder: Holder) -> Standing:
@@ -94,6 +87,10 @@ def decide(
 ) -> Decision:
     """What to do so that `me` gets the lock in at least mode `wanted`.
 
+    Where the record names `me` already (a change whose outcome was not learned) the lock is taken
+    anew, never weaker than it stands: an acquisition is always a write, so whatever else this host
+    has under way with the record is beaten by it, or beats it.
+
     Args:
         record: as it stands on the LUN.
         me: this mount.
@@ -103,9 +100,8 @@ def decide(
         now: this host's uptime in seconds, written into the record for people.
     """
     assert wanted in (LockMode.SHARED, LockMode.EXCLUSIVE), f"{wanted!r} is not for taking"
-    mine = mode_of(record, me)
-    if mine is LockMode.EXCLUSIVE or mine is wanted:
-        return Have(record=record)
+    if mode_of(record, me) is LockMode.EXCLUSIVE:
+        wanted = LockMode.EXCLUSIVE
     stale = tuple(h for h in others(record, me) if standings[h] is Standing.STALE)
     rest = _without(record, stale)
     if rest.global_holder_count:
@@ -122,7 +118,7 @@ def decide(
         return _deal_with(in_the_way, what, standings)
     if wanted is LockMode.EXCLUSIVE:
         return Take(new=rest.taken_exclusive(me, now), stale=stale)
-    if rest.is_full:
+    if len(others(rest, me)) >= HOLDER_COUNT_MAX:
         return Refuse(reason=f"it has {len(rest.holders)} shared holders already, the most it can")
     return Take(new=rest.taken_shared(me, now), stale=stale)
 

@@ -3,8 +3,9 @@
 A lock is named by what it protects (kind and index) and by where its record stands. The order of
 two locks is (kind, index): the tree lock, under which directories move, before all; then file
 descriptors before resource clusters, because every operation knows its files before it knows where
-their blocks come from; clusters in the order FDC, SBC, PBC, PB2, FBC. Whoever holds a lock and wants a second one wants a higher one. That, and nothing else,
-is why no two operations ever wait for each other (docs/host-locking.md has the argument).
+their blocks come from; clusters in the order FDC, SBC, PBC, PB2, FBC. Whoever holds a lock and
+wants a second one wants a higher one. That, and nothing else, is why no two operations ever wait
+for each other (docs/host-locking.md has the argument).
 """
 
 from collections.abc import Iterable, Mapping

@@ -5,7 +5,7 @@ compare-and-write gives: one after the other. `LockManager` sees to it that this
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from vmfs.device.base import Device
@@ -15,7 +15,6 @@ from vmfs.locks.base import Clock, Peek
 from vmfs.locks.decide import (
     Ask,
     Decision,
-    Have,
     Refuse,
     Standing,
     Take,
@@ -43,6 +42,10 @@ class Got:
     token: int
 
 
+Outcome = Got | Ask | Wait | Refuse
+"""What came of an attempt: the lock, or what stands in the way."""
+
+
 async def read_slot(device: Device, lv_offset: LvOffset) -> Heartbeat:
     """Read one heartbeat slot.
 
@@ -62,9 +65,7 @@ class LockRecords:
         self._writer = writer
         self._clock = clock
 
-    async def take(
-        self, lock: LockId, wanted: LockMode, *, label: str
-    ) -> Got | Ask | Wait | Refuse:
+    async def take(self, lock: LockId, wanted: LockMode, *, label: str) -> Outcome:
         """Stand in the record in mode `wanted`, if no other host has to be waited for.
 
         Durability: none is needed. A lock record that a power cut takes back names nobody, and
@@ -93,13 +94,44 @@ class LockRecords:
                 if decision.stale:
                     log.info("stale lock taken lock=%s from=%s", lock, _names(decision.stale))
                 return self._got(self._unpack(image, lock))
-            case Have() as decision:
-                return self._got(decision.record)
             case Ask() | Wait() | Refuse() as decision:
                 return decision
 
-    async def give_up(self, lv_offset: LvOffset, to_mode: LockMode, *, label: str) -> bool:
-        """Fall to `to_mode` in the record. False: this host did not stand in it.
+    async def give_up(self, lock: LockId, to_mode: LockMode, *, label: str) -> DiskLock:
+        """Fall to `to_mode` in the record of a lock that this host has.
+
+        Returns:
+            The record as it stands now.
+
+        Raises:
+            LeaseLost: somebody else wrote us out of the record, so nothing that we hold is sure.
+            CorruptRecord: it is no record any more.
+        """
+        written = False
+
+        async def choose(image: bytes) -> bytes | None:
+            nonlocal written
+            new = give_up(self._unpack(image, lock), me=self.me, to_mode=to_mode)
+            if new is not None:
+                written = True
+                return new.pack()
+            if written:
+                return None  # it did happen, unheard, and another host was quick to follow
+            raise LeaseLost(f"{lock}: its record does not name this host any more")
+
+        image = await self._writer.update(lock.lv_offset, choose, durable=False, label=label)
+        return self._unpack(image, lock)
+
+    async def disown(self, lv_offset: LvOffset, *, unless: Callable[[], bool], label: str) -> bool:
+        """Write this host out of a record, where a change with an unknown outcome left it.
+
+        Args:
+            lv_offset: where the record stands.
+            unless: looked at right before every write: True when the lock is being taken, or had.
+            label: for the audit trail.
+
+        Returns:
+            Whether it stood there.
 
         Raises:
             CorruptRecord: there is no lock record at `lv_offset`.
@@ -109,21 +141,12 @@ class LockRecords:
         async def choose(image: bytes) -> bytes | None:
             nonlocal stood
             record = DiskLock.unpack(image, address=lv_offset)
-            new = give_up(record, me=self.me, to_mode=to_mode)
-            stood = new is not None
-            return new.pack() if new is not None else None
+            new = give_up(record, me=self.me, to_mode=LockMode.FREE)
+            stood = new is not None and not unless()
+            return new.pack() if new is not None and stood else None
 
         await self._writer.update(lv_offset, choose, durable=False, label=label)
         return stood
-
-    async def give_up_cached(self, lock: LockId, to_mode: LockMode, *, label: str) -> None:
-        """As `give_up`, of a lock that this host believes it has.
-
-        Raises:
-            LeaseLost: somebody else wrote us out of the record, so nothing that we hold is sure.
-        """
-        if not await self.give_up(lock.lv_offset, to_mode, label=label):
-            raise LeaseLost(f"{lock}: its record does not name this host any more")
 
     async def read(self, lock: LockId) -> DiskLock:
         """The record as it stands."""
