@@ -1,16 +1,21 @@
 """The postcondition of every filesystem test: a check of the LUN finds nothing wrong."""
 
+from typing import Final
+
 from vmfs.check import Report, check_device
 from vmfs.check.findings import Severity
 from vmfs.device.base import Device
 
+REPLAY: Final = frozenset({"needs-replay"})
+"""What is allowed by default: on a live volume, and after a kill, the last transaction may wait."""
 
-async def assert_clean(device: Device, *, allowed: frozenset[str] = frozenset()) -> Report:
+
+async def assert_clean(device: Device, *, allowed: frozenset[str] = REPLAY) -> Report:
     """Check the LUN; fail with every error and warning spelled out.
 
     Args:
         device: the LUN (not the logical volume).
-        allowed: codes that the test expects, for example `needs-replay` after a kill.
+        allowed: codes of warnings and errors that the test expects.
     """
     report = await check_device(device)
     wrong = [

@@ -288,16 +288,25 @@ async def child(reader: Reader, directory: Node, name: bytes) -> Node:
     for entry in await entries(reader, directory):
         if entry.name == name:
             node = await reader.node(entry.address)
-            if not node.desc.is_used or node.desc.generation != entry.generation:
-                raise CorruptRecord(
-                    "directory entry",
-                    node.lv_offset + META_OFFSET,
-                    f"generation of {name!r}",
-                    node.desc.generation,
-                    entry.generation,
-                )
+            require_same_file(entry, node)
             return node
-    raise NotFound(f"no {name!r} in that directory")
+    raise NotFound(f"there is no {name!r} in that directory")
+
+
+def require_same_file(entry: DirEntry, node: Node) -> None:
+    """Refuse a name that leads to a descriptor which has been freed, or used again, since.
+
+    Raises:
+        CorruptRecord: the descriptor is unused, or of another generation.
+    """
+    if not node.desc.is_used or node.desc.generation != entry.generation:
+        raise CorruptRecord(
+            "directory entry",
+            node.lv_offset + META_OFFSET,
+            f"generation of {entry.name!r}",
+            node.desc.generation,
+            entry.generation,
+        )
 
 
 async def resolve(reader: Reader, path: bytes, *, follow: bool) -> Node:
@@ -318,15 +327,18 @@ async def resolve(reader: Reader, path: bytes, *, follow: bool) -> Node:
     while todo:
         name = todo.pop(0)
         if not trail[-1].is_directory:
-            raise NotADirectory(f"{path!r}: {name!r} is looked up in something else")
+            raise NotADirectory(f"{printable(path)}: {printable(name)} is looked up in a file")
         if name == b"..":
             trail = trail[:-1] or trail
             continue
-        node = await child(reader, trail[-1], name)
+        try:
+            node = await child(reader, trail[-1], name)
+        except NotFound:
+            raise NotFound(f"{printable(path)}: there is no {printable(name)}") from None
         if node.desc.type == FileType.SYMLINK and (todo or follow):
             links += 1
             if links > LINK_DEPTH_MAX:
-                raise InvalidArgument(f"{path!r}: too many symbolic links")
+                raise InvalidArgument(f"{printable(path)}: too many symbolic links")
             target, absolute = _inside_volume(reader, await link_target(reader, node))
             trail = [root] if absolute else trail
             todo = _parts(target) + todo
@@ -350,4 +362,10 @@ def _inside_volume(reader: Reader, target: bytes) -> tuple[bytes, bool]:
     parts = _parts(target)
     if parts[:2] == [b"vmfs", b"volumes"] and len(parts) > 2 and parts[2] in own:
         return b"/".join(parts[3:]), True
-    raise NotSupported(f"symbolic link to {target!r} leads out of the volume")
+    raise NotSupported(f"symbolic link to {printable(target)} leads out of the volume")
+
+
+def printable(name: bytes) -> str:
+    """A name for a terminal: UTF-8 as it is, everything that could steer one escaped."""
+    text = name.decode("utf-8", errors="backslashreplace")
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

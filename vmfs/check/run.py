@@ -8,18 +8,13 @@ of the volume's own tables (a byte for each block, a record for each file), neve
 was read from it. Only a LUN that cannot be read, or holds no VMFS-5, raises.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from vmfs.check.clusters import Progress, check_clusters, compare
 from vmfs.check.findings import Findings, Report
-from vmfs.check.journals import (
-    JournalRegion,
-    Orphans,
-    find_regions,
-    lay_journals,
-    read_orphans,
-    read_parameters,
-)
+from vmfs.check.journals import JournalRegion, Orphans, read_orphans
+from vmfs.check.opening import OpenVolume, lay_over
 from vmfs.check.owners import OwnerWalk
 from vmfs.check.reader import Reader, ResourceKind, Source, open_descriptor, open_volume
 from vmfs.check.slots import Slots, describe, read_slots
@@ -93,38 +88,19 @@ async def check_volume(
         findings.add("descriptor-corrupt", text, address=DESCRIPTOR_OFFSET)
     slots = await read_slots(reader, findings)
     try:
-        reader = await open_volume(source)
-        reader, regions = await _replayed(reader, slots, findings)
+        volume = await lay_over(source, await open_volume(source), slots, findings)
     except CorruptRecord as error:
         text = f"{error}: {_MESSAGE_OF_NO_REST}"
         findings.add("system-file-corrupt", text, address=error.address)
         return findings.report()
-    return await _check_contents(reader, slots, regions, findings, progress)
+    return await _check_contents(volume, findings, progress)
 
 
-async def _replayed(
-    reader: Reader, slots: Slots, findings: Findings
-) -> tuple[Reader, list[JournalRegion]]:
-    """The volume as the next mount will find it, and its journals."""
-    parameters = read_parameters(reader, findings)
-    if parameters is None:
-        return reader, []
-    regions = await find_regions(reader, parameters, findings)
-    overlay = await lay_journals(reader, regions, slots, findings)
-    if overlay.sector_count == 0:
-        return reader, regions
-    return await open_volume(overlay), regions
-
-
-async def _check_contents(
-    reader: Reader,
-    slots: Slots,
-    regions: list[JournalRegion],
-    findings: Findings,
-    progress: Progress,
-) -> Report:
+async def _check_contents(volume: OpenVolume, findings: Findings, progress: Progress) -> Report:
+    reader, slots, regions = volume.reader, volume.slots, volume.regions
     _check_descriptor(reader, findings)
     orphans = await read_orphans(reader, regions, findings)
+    findings.statistics["block_size"] = reader.block_size
     owners = await check_clusters(reader, slots, findings, progress)
     walk = OwnerWalk(
         reader=reader,
@@ -174,7 +150,7 @@ def _check_descriptor(reader: Reader, findings: Findings) -> None:
             findings.add("descriptor-corrupt", text, address=DESCRIPTOR_OFFSET)
 
 
-def _foreign_journals(slots: Slots, regions: list[JournalRegion]) -> dict[int, str]:
+def _foreign_journals(slots: Slots, regions: Sequence[JournalRegion]) -> dict[int, str]:
     """Blocks that ESXi hosts use as journals: marked used, and named by nothing but their slot."""
     ours = {region.layout.region_offset for region in regions}
     found: dict[int, str] = {}

@@ -11,6 +11,7 @@ from typing import Final
 
 from vmfs.check import content
 from vmfs.check.clusters import Progress
+from vmfs.check.content import printable
 from vmfs.check.findings import Findings
 from vmfs.check.owners import FileFacts
 from vmfs.check.reader import Node, Reader
@@ -196,12 +197,6 @@ class TreeWalk:
 
     def _add(self, code: str, text: str, node: Node) -> None:
         self.findings.add(code, text, address=node.lv_offset + META_OFFSET, fd=node.address)
-
-
-def printable(name: bytes) -> str:
-    """A name for a terminal: UTF-8 as it is, everything that could steer one escaped."""
-    text = name.decode("utf-8", errors="backslashreplace")
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def _show(name: bytes) -> str:

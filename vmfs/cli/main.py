@@ -2,9 +2,12 @@
 
 import click
 
+from vmfs.cli.check import check
 from vmfs.cli.common import VmfsGroup
 from vmfs.cli.completion import completion
+from vmfs.cli.copy_out import cp
 from vmfs.cli.mkfs import mkfs
+from vmfs.cli.read import cat, ls
 
 
 @click.group(
@@ -19,7 +22,11 @@ def cli() -> None:
     """
 
 
+cli.add_command(cat)
+cli.add_command(check)
 cli.add_command(completion)
+cli.add_command(cp)
+cli.add_command(ls)
 cli.add_command(mkfs)
 
 
