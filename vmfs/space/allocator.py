@@ -35,14 +35,13 @@ import numpy as np
 
 from vmfs.errors import CorruptRecord, LockBusy, NoSpace
 from vmfs.ids import SlotIndex
-from vmfs.locks.base import Locks
 from vmfs.locks.order import LockId
 from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.disk_lock import LockMode
 from vmfs.space.counters import FreeCount
 from vmfs.space.grant import Grant, Groups, group_by_cluster
 from vmfs.space.ledger import ClusterKey, Ledger
-from vmfs.space.staging import Staging
+from vmfs.space.staging import ClusterLocks, Staging
 from vmfs.space.system_file import KINDS, LOCK_KIND, Addresses, ResourceFiles
 
 _log = logging.getLogger("vmfs.space")
@@ -67,7 +66,7 @@ class Allocator:
     """The free space of one open volume, as this host sees it."""
 
     def __init__(
-        self, *, staging: Staging, locks: Locks, files: ResourceFiles, slot: SlotIndex
+        self, *, staging: Staging, locks: ClusterLocks, files: ResourceFiles, slot: SlotIndex
     ) -> None:
         """`slot` is the host's heartbeat slot: it decides where in the volume the host begins."""
         self._locks = locks

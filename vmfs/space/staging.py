@@ -1,7 +1,14 @@
-"""What this floor needs of the running transaction; `vmfs.txn.transaction.Transactions` is it."""
+"""What this floor needs of the two below it: the running transaction, and the locks of clusters.
+
+`vmfs.txn.transaction.Transactions` is a `Staging`, every `vmfs.locks.base.Locks` a `ClusterLocks`.
+"""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
+
+from vmfs.locks.base import Pin
+from vmfs.locks.order import LockId
+from vmfs.ondisk.disk_lock import LockMode
 
 
 class Staging(Protocol):
@@ -33,4 +40,20 @@ class Staging(Protocol):
 
     async def checkpoint(self) -> None:
         """Commit, and leave nothing in the journal that could be replayed."""
+        ...
+
+
+class ClusterLocks(Protocol):
+    """The locks of resource clusters, on this host."""
+
+    async def acquire(self, lock: LockId, mode: LockMode, *, label: str = "") -> Pin:
+        """Have the lock and pin it; another host that merely caches it is asked for it.
+
+        Raises:
+            LockBusy: another host has it in use.
+        """
+        ...
+
+    async def try_acquire(self, lock: LockId, mode: LockMode, *, label: str = "") -> Pin | None:
+        """As `acquire`, but None wherever another host would have to be waited for."""
         ...
