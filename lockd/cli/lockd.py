@@ -22,7 +22,7 @@ Shell completion: eval "$(_LOCKD_COMPLETE=bash_source lockd)"
 """
 
 
-class LunOption(click.ParamType):
+class LunOption(click.ParamType[tuple[str, Path]]):
     """NAME=PATH."""
 
     name = "NAME=PATH"
@@ -75,7 +75,7 @@ class LunOption(click.ParamType):
     help="How long a fence waits for the exit of what it killed.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every change of a lock, too.")
-def main(
+def main(  # noqa: PLR0913 - one per option
     *,
     luns: tuple[tuple[str, Path], ...],
     socket: Path,

@@ -1,4 +1,4 @@
-"""What lockctl prints: tables for people, plain values for JSON. Pure, but for the wall clock's zone."""
+"""What lockctl prints: tables for people, plain values for JSON."""
 
 import dataclasses
 import time

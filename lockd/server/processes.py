@@ -3,9 +3,9 @@
 A pidfd refers to one process for ever, whatever becomes of its number. It is taken from the socket
 when a connection is accepted: SO_PEERPIDFD; before Linux 6.5 SO_PEERCRED and pidfd_open, and then
 the peer must still hold its end, or the number may be another's. When the pidfd becomes readable,
-all threads of the process are gone, and with them every write that was begun by write(2), by Linux AIO
-or through a mapping. It says nothing about io_uring requests nor about children that inherited the
-LUN's descriptor: a host must use neither.
+all threads of the process are gone, and with them every write that was begun by write(2), by Linux
+AIO or through a mapping. It says nothing about io_uring requests nor about children that inherited
+the LUN's descriptor: a host must use neither.
 """
 
 import contextlib
@@ -150,7 +150,8 @@ def find_openers(path: Path, known: frozenset[int]) -> tuple[tuple[str, ...], bo
     """The processes that could write to `path` now, but for `known` and this one.
 
     A descriptor open for writing counts, and a shared writable mapping. A loop device or a device
-    mapper on top of the file has no process, and is not seen.
+    mapper on top of the file has no process, and is not seen. Process 1, where it cannot be looked
+    at, is taken for what it is: the init of the machine or container, not a host.
 
     Returns:
         The processes in words, and whether every process could be looked at.
@@ -166,7 +167,8 @@ def find_openers(path: Path, known: frozenset[int]) -> tuple[tuple[str, ...], bo
                 name = (entry / "comm").read_text(encoding="utf-8", errors="replace").strip()
                 strangers.append(f"pid {entry.name} ({name})")
         except PermissionError:
-            complete = False
+            # A container's supervisor is often out of sight even for root; it mounts nothing.
+            complete = complete and entry.name == "1"
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
     return tuple(strangers), complete
