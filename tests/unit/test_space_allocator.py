@@ -490,6 +490,4 @@ class TwoHosts(RuleBasedStateMachine):
 
 
 TestTwoHosts = TwoHosts.TestCase
-TestTwoHosts.settings = settings(
-    settings.get_profile("gate"), max_examples=40, stateful_step_count=30
-)
+TestTwoHosts.settings = settings(stateful_step_count=30)

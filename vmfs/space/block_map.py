@@ -28,10 +28,6 @@ Shrinking, in as many transactions as it takes, each of bounded size, the last b
 
 The caller keeps the file's lock and sees to it that nobody changes the map between the steps of
 one change (an assertion otherwise); reading goes on meanwhile. Drop the map when the lock goes.
-
-Invariants: a pointer is never followed before it was checked against the resource file of its
-kind; the depth of the tree follows from the level alone, so damaged pointers cannot make a loop;
-at most `TABLES_MAX` pointer blocks stay in memory.
 """
 
 import dataclasses
@@ -40,30 +36,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vmfs.errors import CorruptRecord, FileTooBig, NotSupported, Unsupported
-from vmfs.ids import LvOffset
+from vmfs.errors import FileTooBig, NotSupported
 from vmfs.ondisk.address import AddressType, tbz_mask
-from vmfs.ondisk.file_desc import DATA_OFFSET, FileDesc, Zla
+from vmfs.ondisk.file_desc import FileDesc, Zla
 from vmfs.space import index_path
 from vmfs.space.extent import Extent, ExtentKind, block_extents, clip
 from vmfs.space.grant import Grant
 from vmfs.space.growth import Draft, Indices, Missing
 from vmfs.space.index_path import Pointers, Shape
+from vmfs.space.pointer_tree import LOAD_TABLES_MAX, PointerTree
 from vmfs.space.staging import Staging
 from vmfs.space.system_file import ResourceFile, ResourceFiles, cow_mask, is_cow
 from vmfs.space.truncation import Tail, TailCutter
-from vmfs.units import SECTOR_SIZE, div_ceil
+from vmfs.units import div_ceil
 
-TABLES_MAX: Final = 256
-"""Pointer blocks that one map keeps in memory: 1 MiB, enough for 256 GiB of a file."""
-
-LOAD_TABLES_MAX: Final = TABLES_MAX // 4
-"""Pointer blocks of the last level that one `load` may ask for: a range of 64 GiB."""
-
-_PER_SECTOR: Final = SECTOR_SIZE // 4
 _FULL: Final = Shape()
 _NO_BLOCKS: Final = np.empty(0, dtype=np.int64)
+_NO_ADDRESSES: Final = np.empty(0, dtype=np.uint32)
+_TBZ: Final = np.uint32(1 << 5)
 
 
 class BlockMap:
@@ -88,38 +80,37 @@ class BlockMap:
             files: the resource files of the volume.
             shape: the widths of the tree; for tests.
         """
-        self._address = desc.address
-        self._zla = desc.zla
-        self._allocated = desc.allocated_blocks
-        self._tbz = desc.tbz_blocks
-        resident = desc.zla is Zla.RESIDENT
-        self._pointers = np.zeros(shape.slots, np.uint32) if resident else pointers[: shape.slots]
-        self._staging = staging
+        self._tree = PointerTree(
+            desc=desc,
+            pointers=pointers[: shape.slots],
+            shape=shape,
+            staging=staging,
+            files=files,
+        )
         self._files = files
         self._shape = shape
-        self._tables: dict[int, Pointers] = {}  # by address; least recently loaded first
-        self._version = 0
-        self._slots_checked = False
+        self._allocated = desc.allocated_blocks
+        self._tbz = desc.tbz_blocks
 
     @property
     def zla(self) -> Zla:
         """The level of the file now."""
-        return self._zla
+        return self._tree.zla
 
     @property
     def pointers(self) -> Pointers:
         """The slots as the descriptor must have them (a copy). All zero when resident."""
-        return self._pointers.copy()
+        return self._tree.pointers.copy()
 
     @property
     def block_size(self) -> int:
         """Bytes of one block of this file at its level: file block, or sub-block."""
-        return self._unit(self._zla)
+        return self._unit(self.zla)
 
     @property
     def empty(self) -> bool:
         """No block belongs to the file."""
-        return not self._pointers.any()
+        return not self._tree.pointers.any()
 
     @property
     def file_size_max(self) -> int:
@@ -141,7 +132,7 @@ class BlockMap:
         shift = size.bit_length() - 1
         return dataclasses.replace(
             desc,
-            zla=self._zla,
+            zla=self.zla,
             block_size=size,
             block_shift=shift,
             tbz_shift=shift,
@@ -156,9 +147,8 @@ class BlockMap:
         Only when `empty`. The caller stages the descriptor.
         """
         assert self.empty, "blocks would be lost"
-        self._zla = zla
         self._allocated = self._tbz = 0
-        self._version += 1
+        self._tree.adopt(zla, self._tree.pointers, {})
 
     # Reading.
 
@@ -175,15 +165,10 @@ class BlockMap:
             DeviceError: a pointer block cannot be read.
         """
         assert length <= self.load_length_max, f"{length} bytes at once"
-        self._check_slots()
-        if self._zla is Zla.RESIDENT:
+        self._tree.check_slots()
+        if self.zla is Zla.RESIDENT:
             return
-        start, count = self._block_range(offset, length)
-        complete = False
-        while not complete:
-            complete = True
-            for leaf in index_path.leaves(self._zla, start, count, self._shape):
-                complete &= not await self._load_leaf(leaf.path)
+        await self._tree.load(*self._block_range(offset, length))
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """What the range is made of, ascending and without gaps. It was loaded just before.
@@ -191,13 +176,13 @@ class BlockMap:
         Raises:
             CorruptRecord, Unsupported: as `load`.
         """
-        self._check_slots()
-        if self._zla is Zla.RESIDENT:
+        self._tree.check_slots()
+        if self.zla is Zla.RESIDENT:
             whole = Extent(kind=ExtentKind.RESIDENT, file_offset=offset, length=length)
             return [whole] if length else []
         start, count = self._block_range(offset, length)
-        addresses = self._gather(start, count)
-        if self._zla is Zla.SB:
+        addresses = self._tree.gather(start, count)
+        if self.zla is Zla.SB:
             found = self._sub_block_extents(addresses, start)
         else:
             found = block_extents(addresses, first_block=start, block_size=self.block_size)
@@ -227,20 +212,23 @@ class BlockMap:
             NotSupported: it touches blocks that are shared with a snapshot (COW).
             CorruptRecord, Unsupported: as `load`.
         """
-        self._check_slots()
+        self._tree.check_slots()
         end = offset + length
         if end > self.file_size_max:
             raise FileTooBig(f"{end} bytes; files of this volume end at {self.file_size_max} bytes")
         target = self._level_for(offset, length)
-        moves = target is not self._zla and self._zla in (Zla.RESIDENT, Zla.SB)
-        has_contents = file_length > 0 and (self._zla is Zla.RESIDENT or not self.empty)
+        moves = self._moves(target)
+        has_contents = file_length > 0 and (self.zla is Zla.RESIDENT or not self.empty)
         carried = file_length if moves and has_contents else 0
         if moves:
             blocks = _covering(((offset, length), (0, carried)), self._unit(target))
-            zeroed = _NO_BLOCKS
-        else:
-            blocks, zeroed = self._unwritten(offset, length)
-        return self._count(target, blocks, zeroed, carried=carried, moves=moves)
+            return self._count(target, blocks, _NO_BLOCKS, carried=carried)
+        addresses, first = self._present(offset, length)
+        blocks = np.flatnonzero(addresses == 0) + first
+        zeroed = np.flatnonzero(self._tbz_mask(addresses)) + first
+        missing = self._count(target, blocks, zeroed, carried=0)
+        plain = addresses[zeroed - first] & ~_TBZ
+        return dataclasses.replace(missing, zeroed_addresses=plain) if len(zeroed) else missing
 
     def fresh(self, missing: Missing, grant: Grant) -> list[Extent]:
         """The blocks that will be the file's after `install`, and hold anything now.
@@ -260,8 +248,7 @@ class BlockMap:
             ]
         blocks = np.concatenate((missing.blocks, missing.zeroed))
         promised = grant.promised(AddressType.FB)[: len(missing.blocks)]
-        flagged = [self._gather(int(block), 1) for block in missing.zeroed]
-        addresses = np.concatenate([promised, *flagged]) & ~np.uint32(1 << 5)
+        addresses = np.concatenate((promised, missing.zeroed_addresses))
         order = np.argsort(blocks)
         blocks, addresses = blocks[order], addresses[order]
         pieces = np.split(np.arange(len(blocks)), np.flatnonzero(np.diff(blocks) != 1) + 1)
@@ -282,7 +269,7 @@ class BlockMap:
         Raises:
             CorruptRecord: a sub-block that is left behind is free already. Nothing is staged then.
         """
-        assert missing.version == self._version, "the map has changed since `missing`"
+        assert missing.version == self._tree.version, "the map has changed since `missing`"
         if missing.free:
             grant.free(np.array(missing.free, dtype=np.uint32))
         draft = self._draft(
@@ -294,12 +281,12 @@ class BlockMap:
         draft.assign(missing.blocks, grant.take(kind, len(missing.blocks)))
         draft.materialise(missing.zeroed)
         for address, table in draft.changed.items():
-            before = None if address in draft.made else draft.visited[address]
-            self._stage_table(address, before, table)
-        restarts = self._zla in (Zla.RESIDENT, Zla.SB) and missing.zla is not self._zla
-        self._allocated = len(missing.blocks) + (0 if restarts else self._allocated)
+            old = None if address in draft.made else draft.visited[address]
+            self._tree.stage(address, old, table)
+        before = 0 if self._moves(missing.zla) else self._allocated
+        self._allocated = before + len(missing.blocks)
         self._tbz -= min(len(missing.zeroed), self._tbz)
-        self._adopt(missing.zla, draft.pointers, draft.changed)
+        self._tree.adopt(missing.zla, draft.pointers, draft.changed)
 
     # Shrinking.
 
@@ -312,18 +299,18 @@ class BlockMap:
         Raises:
             CorruptRecord, Unsupported, DeviceError: as `load`.
         """
-        self._check_slots()
-        cutter = TailCutter(
-            zla=self._zla,
-            pointers=self._pointers,
-            shape=self._shape,
-            files=self._files,
-            load=self._load_table,
-        )
+        self._tree.check_slots()
         while True:
-            version = self._version
+            version = self._tree.version
+            cutter = TailCutter(
+                zla=self.zla,
+                pointers=self._tree.pointers,
+                shape=self._shape,
+                files=self._files,
+                load=self._tree.load_table,
+            )
             tail = await cutter.cut(keep)
-            if version == self._version:
+            if version == self._tree.version:
                 return dataclasses.replace(tail, version=version)
 
     def cut(self, tail: Tail, grant: Grant) -> None:
@@ -333,15 +320,17 @@ class BlockMap:
             CorruptRecord: a block is free already: some other file was given it. Nothing is
                 staged then.
         """
-        assert tail.version == self._version, "the map has changed since `tail`"
+        assert tail.version == self._tree.version, "the map has changed since `tail`"
         grant.free(tail.addresses)
         for address, (before, after) in tail.changed.items():
-            self._stage_table(address, before, after)
+            self._tree.stage(address, before, after)
         for address in tail.addresses[(tail.addresses & np.uint32(7)) != np.uint32(1)]:
-            self._tables.pop(int(address), None)
+            self._tree.forget(int(address))
         self._allocated -= min(tail.block_count, self._allocated)
         self._tbz -= min(tail.tbz_count, self._tbz)
-        self._adopt(self._zla, tail.pointers, {a: after for a, (_, after) in tail.changed.items()})
+        self._tree.adopt(
+            self.zla, tail.pointers, {a: after for a, (_, after) in tail.changed.items()}
+        )
 
     # The tree.
 
@@ -351,84 +340,10 @@ class BlockMap:
 
     def _block_range(self, offset: int, length: int) -> tuple[int, int]:
         """First block and number of blocks of a range, as far as the level reaches."""
-        limit = index_path.reach(self._zla, self._shape)
+        limit = index_path.reach(self.zla, self._shape)
         start = min(offset // self.block_size, limit)
         end = min(div_ceil(offset + length, self.block_size), limit) if length else start
         return start, end - start
-
-    def _check_slots(self) -> None:
-        """Check the descriptor's own pointers, once."""
-        if self._slots_checked or self._zla is Zla.RESIDENT:
-            return
-        if self._zla not in (Zla.SB, Zla.FB, Zla.PB, Zla.DOUBLE):
-            raise Unsupported(
-                f"file {self._address:#010x} has block list type {self._zla.name}, "
-                "which only VMFS-6 is known to use"
-            )
-        [(place, _), *_] = self._files[AddressType.FD].address_runs(self._address)
-        kind = index_path.slot_type(self._zla)
-        _check_pointers(self._pointers, self._files[kind], LvOffset(place + DATA_OFFSET))
-        self._slots_checked = True
-
-    def _leaf_address(self, path: tuple[int, ...]) -> int:
-        """The pointer block at `path`; 0 when there is none (or the slots are meant)."""
-        address = int(self._pointers[path[0]]) if path else 0
-        for step in path[1:]:
-            if address:
-                address = int(self._table(address)[step])
-        return address
-
-    def _table(self, address: int) -> Pointers:
-        table = self._tables.get(address)
-        assert table is not None, f"pointer block {address:#010x} was not loaded"
-        return table
-
-    async def _load_leaf(self, path: tuple[int, ...]) -> bool:
-        """Load what is missing on the way to a leaf, and it; True when something was read."""
-        address = int(self._pointers[path[0]]) if path else 0
-        kinds = (AddressType.PB, AddressType.FB)[-len(path) :] if path else ()
-        waited = False
-        for level, holds in enumerate(kinds):
-            if not address:
-                break
-            waited |= address not in self._tables
-            table = await self._load_table(address, holds)
-            address = int(table[path[level + 1]]) if level + 1 < len(path) else 0
-        return waited
-
-    async def _load_table(self, address: int, holds: AddressType) -> Pointers:
-        """One pointer block, whose pointers are checked to be of kind `holds`."""
-        file = self._files[AddressType(address & 7)]
-        while address not in self._tables:
-            version = self._version
-            data = await file.read(self._staging, address)
-            if version != self._version:
-                continue  # changed while this task read; what it has may be old
-            table = np.frombuffer(data, dtype="<u4").astype(np.uint32)
-            _check_pointers(table, self._files[holds], file.address_runs(address)[0][0])
-            self._keep(address, table)
-        table = self._tables.pop(address)
-        self._tables[address] = table
-        return table
-
-    def _keep(self, address: int, table: Pointers) -> None:
-        table.flags.writeable = False
-        self._tables.pop(address, None)
-        self._tables[address] = table
-        while len(self._tables) > TABLES_MAX:
-            del self._tables[next(iter(self._tables))]
-
-    def _gather(self, start: int, count: int) -> Pointers:
-        """The addresses of adjacent blocks within reach of the level."""
-        parts = [np.empty(0, dtype=np.uint32)]
-        for leaf in index_path.leaves(self._zla, start, count, self._shape):
-            address = self._leaf_address(leaf.path)
-            if leaf.path and not address:
-                parts.append(np.zeros(leaf.count, dtype=np.uint32))
-                continue
-            table = self._table(address) if leaf.path else self._pointers
-            parts.append(table[leaf.first : leaf.first + leaf.count])
-        return np.concatenate(parts)
 
     def _sub_block_extents(self, addresses: Pointers, start: int) -> list[Extent]:
         file = self._files[AddressType.SB]
@@ -445,130 +360,101 @@ class BlockMap:
 
     def _level_for(self, offset: int, length: int) -> Zla:
         end = offset + length
-        if self._zla is Zla.SB and length and end <= self._shape.slots * self.block_size:
+        if self.zla is Zla.SB and length and end <= self._shape.slots * self.block_size:
             start, count = self._block_range(offset, length)
-            if self._gather(start, count).all():
+            if self._tree.gather(start, count).all():
                 return Zla.SB  # all there, if in more sub-blocks than we would make
         return index_path.level_needed(
             end,
-            at_least=self._zla,
+            at_least=self.zla,
             block_size=self._unit(Zla.FB),
             sub_block_size=self._unit(Zla.SB),
             shape=self._shape,
         )
 
-    def _unwritten(self, offset: int, length: int) -> tuple[Indices, Indices]:
-        """Blocks of a range without an address, and those that only read as zero."""
-        if self._zla is Zla.RESIDENT or not length:
-            return _NO_BLOCKS, _NO_BLOCKS
+    def _present(self, offset: int, length: int) -> tuple[Pointers, int]:
+        """The addresses that a range has now, and the index of its first block."""
         first = offset // self.block_size
-        total = div_ceil(offset + length, self.block_size) - first
+        if self.zla is Zla.RESIDENT or not length:
+            return _NO_ADDRESSES, first
+        addresses = np.zeros(div_ceil(offset + length, self.block_size) - first, dtype=np.uint32)
         start, count = self._block_range(offset, length)
-        addresses = np.zeros(total, dtype=np.uint32)
-        addresses[:count] = self._gather(start, count)
-        shared = [int(a) for a in addresses if is_cow(int(a))] if self._zla is Zla.SB else []
-        if shared or cow_mask(addresses).any():
+        addresses[:count] = self._tree.gather(start, count)
+        in_sub_blocks = self.zla is Zla.SB and any(is_cow(int(address)) for address in addresses)
+        if in_sub_blocks or cow_mask(addresses).any():
             raise NotSupported("blocks that are shared with a snapshot cannot be written yet")
-        zeroed = tbz_mask(addresses) if self._zla is not Zla.SB else np.zeros(total, np.bool_)
-        return np.flatnonzero(addresses == 0) + first, np.flatnonzero(zeroed) + first
+        return addresses, first
 
-    def _count(
-        self, target: Zla, blocks: Indices, zeroed: Indices, *, carried: int, moves: bool
-    ) -> Missing:
+    def _tbz_mask(self, addresses: Pointers) -> NDArray[np.bool_]:
+        if self.zla is Zla.SB:  # the bit means something else there
+            return np.zeros(len(addresses), dtype=np.bool_)
+        return tbz_mask(addresses)
+
+    def _count(self, target: Zla, blocks: Indices, zeroed: Indices, *, carried: int) -> Missing:
         """Run the change once with made-up addresses, to see what it takes."""
         want: Counter[AddressType] = Counter()
-        left = [int(address) for address in self._pointers[self._pointers != 0]] if moves else []
+        visited: Mapping[int, Pointers] = {}
+        if target is not self.zla or len(blocks) or len(zeroed):
 
-        def pretend(kind: AddressType) -> int:
-            want[kind] += 1
-            return want.total() << 3  # type 0: no real address looks so
+            def pretend(kind: AddressType) -> int:
+                want[kind] += 1
+                return want.total() << 3  # type 0: no real address looks so
 
-        draft = self._draft(target, new=pretend, tables={})
-        if target is not Zla.RESIDENT:
+            draft = self._draft(target, new=pretend, tables={})
             draft.raise_to(target)
             draft.touch(np.union1d(blocks, zeroed).astype(np.int64))
+            visited = draft.visited
         if len(blocks):
             want[AddressType.SB if target is Zla.SB else AddressType.FB] += len(blocks)
+        left = self._tree.pointers[self._tree.pointers != 0] if self._moves(target) else ()
         return Missing(
             zla=target,
             blocks=blocks,
             zeroed=zeroed,
+            zeroed_addresses=_NO_ADDRESSES,
             carried=carried,
             want=dict(want),
-            free=tuple(address for address in left if not is_cow(address)),
+            free=tuple(int(address) for address in left if not is_cow(int(address))),
             near=self._near(blocks),
-            tables=draft.visited,
-            version=self._version,
-            converts=target is not self._zla,
+            tables=visited,
+            version=self._tree.version,
+            converts=target is not self.zla,
         )
+
+    def _moves(self, target: Zla) -> bool:
+        """Whether contents leave the descriptor or a sub-block, and the tree starts anew."""
+        return target is not self.zla and self.zla in (Zla.RESIDENT, Zla.SB)
 
     def _draft(
         self, target: Zla, *, new: Callable[[AddressType], int], tables: Mapping[int, Pointers]
     ) -> Draft:
         """The tree as a draft. Contents that move out of SB or RESIDENT start with an empty one."""
-        moves = target is not self._zla and self._zla in (Zla.RESIDENT, Zla.SB)
+        moves = self._moves(target)
         base = Zla.SB if target is Zla.SB else Zla.FB
-        known = {**tables, **self._tables}
 
         def lookup(address: int) -> Pointers:
-            table = known.get(address)
+            table = tables.get(address)
+            if table is None:
+                table = self._tree.tables.get(address)
             assert table is not None, f"pointer block {address:#010x} was not loaded"
             return table
 
         return Draft(
-            zla=base if moves else self._zla,
-            pointers=np.zeros_like(self._pointers) if moves else self._pointers,
+            zla=base if moves else self.zla,
+            pointers=np.zeros_like(self._tree.pointers) if moves else self._tree.pointers,
             shape=self._shape,
             lookup=lookup,
             new=new,
         )
 
-    def _known_leaf(self, path: tuple[int, ...]) -> Pointers:
-        """The table at `path` if it is in memory; empty if not."""
-        if not path:
-            return self._pointers
-        table = None
-        address = int(self._pointers[path[0]])
-        for step in (*path[1:], 0):
-            table = self._tables.get(address)
-            if table is None:
-                return np.empty(0, dtype=np.uint32)
-            address = int(table[step])
-        assert table is not None
-        return table
-
     def _near(self, blocks: Indices) -> tuple[int, ...]:
         """Where the file would like to go on: behind the block before the first new one."""
         hints: list[int] = []
-        if self._zla in (Zla.PB, Zla.DOUBLE) and self._pointers.any():
-            hints.append(int(self._pointers[self._pointers != 0][-1]))
-        if self._zla is Zla.RESIDENT or not len(blocks):
-            return tuple(hints)
-        if 0 < blocks[0] <= index_path.reach(self._zla, self._shape):
-            path = index_path.path(self._zla, int(blocks[0]) - 1, self._shape)
-            before = self._known_leaf(path[:-1])[: path[-1] + 1]
-            hints.extend(int(a) for a in before[before != 0][-1:])
+        if self.zla in (Zla.PB, Zla.DOUBLE) and self._tree.pointers.any():
+            hints.append(int(self._tree.pointers[self._tree.pointers != 0][-1]))
+        if len(blocks) and self.zla is not Zla.RESIDENT:
+            hints.append(self._tree.last_before(int(blocks[0])))
         return tuple(hints)
-
-    def _stage_table(self, address: int, before: Pointers | None, after: Pointers) -> None:
-        """Stage a pointer block: as a whole when it is new, else the sectors that changed."""
-        file = self._files[AddressType(address & 7)]
-        data = after.astype("<u4").tobytes()
-        if before is None:
-            file.stage(self._staging, address, data)
-            return
-        changed = np.flatnonzero((before != after).reshape(-1, _PER_SECTOR).any(axis=1))
-        for piece in np.split(changed, np.flatnonzero(np.diff(changed) != 1) + 1):
-            if len(piece):
-                start, end = int(piece[0]) * SECTOR_SIZE, (int(piece[-1]) + 1) * SECTOR_SIZE
-                file.stage(self._staging, address, data[start:end], offset=start)
-
-    def _adopt(self, zla: Zla, pointers: Pointers, tables: Mapping[int, Pointers]) -> None:
-        self._zla = zla
-        self._pointers = pointers
-        self._version += 1
-        for address, table in tables.items():
-            self._keep(address, table)
 
 
 def _covering(ranges: Iterable[tuple[int, int]], unit: int) -> Indices:
@@ -590,15 +476,3 @@ def _body_extents(file: ResourceFile, address: int, file_offset: int) -> list[Ex
         )
         file_offset += length
     return found
-
-
-def _check_pointers(pointers: Pointers, file: ResourceFile, place: LvOffset) -> None:
-    wrong = file.first_wrong(pointers)
-    if wrong is not None:
-        raise CorruptRecord(
-            "pointer",
-            place + wrong * 4,
-            "address",
-            int(pointers[wrong]),
-            f"0, or one of the volume's {file.header.total} {file.kind.name}",
-        )

@@ -35,6 +35,7 @@ class Missing:
     zla: Zla  # what the file is afterwards
     blocks: Indices  # file blocks (in units of the new level) that have no address, ascending
     zeroed: Indices  # file blocks that have one, but read as zero until they are written (TBZ)
+    zeroed_addresses: Pointers  # of those, as they are afterwards
     carried: int  # bytes from the file's start that the caller must copy into the new blocks
     want: Mapping[AddressType, int]
     free: tuple[int, ...]  # sub-blocks whose contents are carried over
