@@ -4,6 +4,7 @@ import pytest
 
 from tests.support.build import IDENTITY, build_volume, tiny_request
 from tests.support.records import HOST_A, host_info
+from vmfs.device.locate import find_lv
 from vmfs.device.memory import MemoryDevice
 from vmfs.errors import DeviceError, InvalidArgument, VmfsError
 from vmfs.mkfs import (
@@ -262,6 +263,25 @@ def test_huge_volume_chains_its_extent_maps() -> None:
     assert entries[-1].logical + entries[-1].length == plan.lv_size
     assert plan.lv_size == 64 * TIB - 256 * MIB
     assert require_flat(entries[:1], address=0) == lvm.EXTENT_SIZE
+
+
+@pytest.mark.parametrize("kind", list(TableKind))
+async def test_volume_is_found_where_it_was_planned(kind: TableKind) -> None:
+    device, plan = await build_volume(tiny_request(table=kind))
+
+    window = await find_lv(device)
+
+    assert (window.offset, window.size) == (plan.lv_base, plan.lv_size)
+
+
+@pytest.mark.parametrize("size", [2 * TIB, 17 * TIB, 64 * TIB])
+async def test_huge_volume_is_found_through_its_chain(size: int) -> None:
+    plan = plan_volume(request(size))
+    device = MemoryDevice(size)
+    for offset, data in all_pieces(plan):
+        await device.write(offset, data)
+
+    assert (await find_lv(device)).size == plan.lv_size
 
 
 async def test_empty_lun_has_no_obstacles() -> None:

@@ -7,7 +7,7 @@ sees the logical volume as one `Window` on the LUN.
 from vmfs.device.base import Device
 from vmfs.device.window import Window
 from vmfs.errors import CorruptRecord, NotVmfs
-from vmfs.ondisk import lvm, partition
+from vmfs.ondisk import bulk, lvm, partition
 from vmfs.ondisk.lvm import DeviceHeader, ExtendedHeader, ExtentEntry, VolumeEntry
 
 _HEADER_CHAIN_MAX = 64
@@ -32,9 +32,8 @@ async def find_lv(device: Device) -> Window:
         await _read(device, start, lvm.HEADER_OFFSET + lvm.VOLUME_TABLE, VolumeEntry.SIZE),
         address=lvm.HEADER_OFFSET + lvm.VOLUME_TABLE,
     )
-    extents = await _read_extents(device, start, header, count=entry.segment_count)
+    mapped = await _read_mapped_size(device, start, header, count=entry.segment_count)
     address = lvm.table_offset(lvm.HEADER_OFFSET, 0)
-    mapped = lvm.require_flat(extents, address=address)
     if mapped != entry.size:
         raise CorruptRecord("LVM extent map", address, "mapped bytes", mapped, entry.size)
     offset = start + lvm.LV_START
@@ -73,31 +72,36 @@ async def _read_device_header(device: Device, start: int, end: int) -> DeviceHea
     return DeviceHeader.unpack(data, address=lvm.HEADER_OFFSET)
 
 
-async def _read_extents(
-    device: Device, start: int, header: DeviceHeader, *, count: int
-) -> list[ExtentEntry]:
-    """The first `count` used entries, from as many maps and extended headers as that takes."""
-    extents: list[ExtentEntry] = []
+async def _read_mapped_size(device: Device, start: int, header: DeviceHeader, *, count: int) -> int:
+    """Bytes that the first `count` extents map, from as many maps and headers as that takes."""
+    mapped = 0
     position, map_count, following = lvm.HEADER_OFFSET, header.map_count, header.extended_header
     for _ in range(_HEADER_CHAIN_MAX):
         for index in range(max(map_count, 1)):
-            table = lvm.table_offset(position, index)
-            wanted = min(count - len(extents), lvm.MAP_EXTENT_COUNT)
+            table, first = lvm.table_offset(position, index), mapped // lvm.EXTENT_SIZE
+            wanted = min(count - first, lvm.MAP_EXTENT_COUNT)
             data = await _read(device, start, table, wanted * ExtentEntry.SIZE)
-            entries = [
-                ExtentEntry.unpack(data[at : at + ExtentEntry.SIZE], address=table + at)
-                for at in range(0, len(data), ExtentEntry.SIZE)
-            ]
-            used = [entry for entry in entries if entry.used]
-            extents += used
-            if len(extents) == count or len(used) < wanted:
-                return extents
+            mapped = _mapped_by(data, table, first=first, count=wanted)
+            if mapped >= count * lvm.EXTENT_SIZE or mapped < (first + wanted) * lvm.EXTENT_SIZE:
+                return mapped
         if not following:
-            return extents
+            return mapped
         data = await _read(device, start, following, ExtendedHeader.SIZE)
         extended = ExtendedHeader.unpack(data, address=following)
         position, map_count, following = following, extended.map_count, extended.next_header
     raise CorruptRecord(DeviceHeader.NAME, lvm.HEADER_OFFSET, "extended headers", "endless", "few")
+
+
+def _mapped_by(data: bytes, table: int, *, first: int, count: int) -> int:
+    """LV offset of the end of what a table maps; it must go on where extent `first` begins."""
+    if data == bulk.extent_map(first, count)[1]:  # a 64 TiB volume has 262143 entries
+        return (first + count) * lvm.EXTENT_SIZE
+    size = ExtentEntry.SIZE
+    entries = [
+        ExtentEntry.unpack(data[at : at + size], address=table + at)
+        for at in range(0, len(data), size)
+    ]
+    return lvm.require_flat(entries, address=table, start=first * lvm.EXTENT_SIZE)
 
 
 async def _read(device: Device, start: int, offset: int, length: int) -> bytes:

@@ -378,16 +378,21 @@ class ExtentEntry:
 assert ExtentEntry.LAYOUT.size == ExtentEntry.SIZE
 
 
-def require_flat(entries: Sequence[ExtentEntry], *, address: int) -> int:
-    """Check that used extents, in order, are one flat range from LV 0 on; return its bytes.
+def require_flat(entries: Sequence[ExtentEntry], *, address: int, start: int = 0) -> int:
+    """Check that used extents, in order, are one flat range; return the LV offset of its end.
 
     Everything above the device floor takes the logical volume for one window on the LUN. ESXi's
     volumes are that up to 16 TiB; above, it leaves room for an extended header every 16 TiB.
 
+    Args:
+        entries: one or more tables' entries.
+        address: where their table stands, for the message.
+        start: LV offset at which the range begins: the end of an earlier table's.
+
     Raises:
         Unsupported: the mapping has a gap or a turn.
     """
-    size = 0
+    size = start
     for entry in entries:
         if not entry.used:
             continue
