@@ -1,0 +1,198 @@
+"""The I/O permit, and the device behind it."""
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from vmfs.device.memory import MemoryDevice
+from vmfs.errors import LeaseLost
+from vmfs.locks.permit import GuardedDevice, Permit, PermitState
+
+
+class Told:
+    """Counts how often the permit was returned."""
+
+    def __init__(self) -> None:
+        self.returned = 0
+
+    def __call__(self) -> None:
+        self.returned += 1
+
+
+async def test_recall_of_an_idle_permit_is_answered_at_once() -> None:
+    told = Told()
+    permit = Permit(returned=told)
+
+    permit.recall()
+
+    assert told.returned == 1
+    assert permit.state is PermitState.RETURNED
+
+
+async def test_recall_waits_for_the_last_io_in_flight() -> None:
+    told = Told()
+    permit = Permit(returned=told)
+    await permit.enter()
+    await permit.enter()
+
+    permit.recall()
+    permit.exit()
+    assert told.returned == 0
+    permit.exit()
+
+    assert told.returned == 1
+    assert permit.state is PermitState.RETURNED
+
+
+async def test_recalled_permit_keeps_new_io_waiting_until_granted() -> None:
+    permit = Permit(returned=Told())
+    permit.recall()
+    done = []
+
+    async def io() -> None:
+        await permit.enter()
+        done.append(True)
+        permit.exit()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(io)
+        await wait_all_tasks_blocked()
+        assert not done
+        assert permit.statistics().waiting == 1
+        permit.grant()
+
+    assert done
+    assert permit.statistics().in_flight == 0
+
+
+async def test_grant_before_the_drain_takes_the_recall_back() -> None:
+    told = Told()
+    permit = Permit(returned=told)
+    await permit.enter()
+    permit.recall()
+
+    permit.grant()
+    permit.exit()
+
+    assert told.returned == 0
+    assert permit.state is PermitState.GRANTED
+
+
+async def test_second_recall_while_returned_is_answered_too() -> None:
+    told = Told()
+    permit = Permit(returned=told)
+    permit.recall()
+
+    permit.recall()
+
+    assert told.returned == 2
+
+
+async def test_permit_not_held_at_registration_waits() -> None:
+    permit = Permit(returned=Told(), granted=False)
+    with trio.move_on_after(0):
+        await permit.enter()
+    assert permit.statistics().in_flight == 0
+    permit.grant()
+    await permit.enter()
+
+
+async def test_stop_fails_those_who_wait_and_those_who_come() -> None:
+    permit = Permit(returned=Told())
+    permit.recall()
+    failed = []
+
+    async def io() -> None:
+        with pytest.raises(LeaseLost, match="fenced"):
+            await permit.enter()
+        failed.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(io)
+        await wait_all_tasks_blocked()
+        permit.stop("this host was fenced")
+
+    assert failed
+    with pytest.raises(LeaseLost):
+        await permit.enter()
+    with pytest.raises(LeaseLost):
+        permit.check()
+
+
+async def test_stop_is_final_and_its_first_reason_stays() -> None:
+    permit = Permit(returned=Told())
+    permit.check()
+    permit.stop("one")
+    permit.stop("two")
+    permit.grant()
+
+    assert permit.statistics().stop_reason == "one"
+    assert permit.state is PermitState.STOPPED
+
+
+async def test_stopped_permit_is_still_returned_when_drained() -> None:
+    told = Told()
+    permit = Permit(returned=told)
+    await permit.enter()
+    permit.stop("slot lost")
+
+    permit.recall()
+    assert told.returned == 0
+    permit.exit()
+
+    assert told.returned == 1
+    assert permit.state is PermitState.STOPPED
+
+
+async def test_exit_without_enter_is_our_mistake() -> None:
+    with pytest.raises(AssertionError):
+        Permit(returned=Told()).exit()
+
+
+async def test_every_verb_of_the_guarded_device_passes_the_permit(
+    autojump_clock: MockClock,
+) -> None:
+    memory = MemoryDevice(1 << 20, name="lun")
+    permit = Permit(returned=Told())
+    device = GuardedDevice(memory, permit)
+    await device.write(0, b"x" * 512)
+    verbs = [
+        lambda: device.read(0, 512),
+        lambda: device.write(0, b"y" * 512),
+        lambda: device.flush(),
+        lambda: device.write_zeroes(0, 512),
+        lambda: device.unmap(0, 512),
+        lambda: device.copy(0, 4096, 512),
+    ]
+
+    permit.recall()
+    for verb in verbs:
+        with trio.move_on_after(1) as scope:
+            await verb()
+        assert scope.cancelled_caught
+
+    assert await memory.read(0, 512) == b"x" * 512
+    permit.grant()
+    for verb in verbs:
+        await verb()
+    assert (device.size, device.name) == (1 << 20, "lun")
+    assert permit.statistics().in_flight == 0
+    permit.stop("fenced")
+    for verb in verbs:
+        with pytest.raises(LeaseLost):
+            await verb()
+    await device.aclose()
+
+
+async def test_failing_io_is_counted_out() -> None:
+    class Broken(MemoryDevice):
+        async def read(self, offset: int, length: int) -> bytes:
+            raise OSError("no")
+
+    permit = Permit(returned=Told())
+    device = GuardedDevice(Broken(512), permit)
+
+    with pytest.raises(OSError, match="no"):
+        await device.read(0, 512)
+
+    assert permit.statistics().in_flight == 0
