@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from dissect.util.stream import RangeStream
 from dissect.vmfs import lvm as dissect_lvm
 from dissect.vmfs import vmfs as dissect_vmfs
@@ -198,6 +198,52 @@ def test_vmfs_fuse_mounts_it(tmp_path: Path) -> None:
     finally:
         tool("umount", target, check=False)
         tool("umount", "-l", target, check=False)
+
+
+@pytest.fixture
+def block_device(tmp_path: Path) -> Iterator[Path]:
+    """A loop device of 2 GiB; the test is skipped where there is none to be had."""
+    image = tmp_path / "backing.img"
+    with image.open("wb") as file:
+        file.truncate(2 * GIB)
+    found = tool("losetup", "--find", "--show", image, check=False).strip()
+    if not found:
+        pytest.skip("no loop device to be had")
+    try:
+        yield Path(found)
+    finally:
+        tool("losetup", "--detach", found, check=False)
+
+
+@pytest.mark.mount
+def test_block_device_becomes_a_datastore_with_its_own_size(block_device: Path) -> None:
+    def mkfs(*words: str) -> Result:
+        arguments = ["mkfs", str(block_device), "--label", "ds1", *words]
+        return CliRunner().invoke(cli, arguments, prog_name="vmfs")
+
+    assert "leave --size out" in mkfs("--size", "1G").stderr
+    assert mkfs().exit_code == 0
+    require_clean(block_device)
+    assert "VMFS_volume_member" in mkfs().stderr
+    assert mkfs("--force", "--partition", "gpt").exit_code == 0
+
+
+@pytest.mark.mount
+def test_mounted_block_device_is_refused_even_with_force(
+    block_device: Path, tmp_path: Path
+) -> None:
+    tool("mkfs.ext4", "-q", "-F", block_device)
+    target = tmp_path / "ext4"
+    target.mkdir()
+    tool("mount", block_device, target)
+    try:
+        arguments = ["mkfs", str(block_device), "--label", "ds1", "--force"]
+        result = CliRunner().invoke(cli, arguments, prog_name="vmfs")
+    finally:
+        tool("umount", target)
+
+    assert result.exit_code == 1
+    assert "in use by this machine" in result.stderr
 
 
 @pytest.mark.slow

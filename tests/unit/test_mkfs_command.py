@@ -217,3 +217,45 @@ def test_only_vmfs_error_sees_through_nurseries_but_hides_no_bug() -> None:
     assert only_vmfs_error(ExceptionGroup("", [lost, ValueError("bug")])) is None
     assert only_vmfs_error(ExceptionGroup("", [ExceptionGroup("", [ValueError("bug")])])) is None
     assert issubclass(NotFound, VmfsError)
+
+
+def test_error_inside_a_nursery_is_one_line_too(lun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise ExceptionGroup("nursery", [NoSpace("the LUN is full")])
+
+    monkeypatch.setattr("vmfs.cli.mkfs.make_volume", fail)
+
+    result = make(lun, "--size", "1G")
+
+    assert result.exit_code == 1
+    assert result.stderr == "vmfs mkfs: the LUN is full\n"
+    assert not lun.exists()
+
+
+def test_bug_is_not_hidden_and_leaves_no_file(lun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: object) -> None:
+        raise ExceptionGroup("nursery", [ValueError("a bug")])
+
+    monkeypatch.setattr("vmfs.cli.mkfs.make_volume", fail)
+
+    result = make(lun, "--size", "1G")
+
+    assert isinstance(result.exception, ExceptionGroup)
+    assert not lun.exists()
+
+
+@pytest.mark.parametrize("answer", ["nothing", "hangs"])
+def test_blkid_that_does_not_help_is_no_obstacle(
+    lun: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    def run_blkid(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("blkid", 30)
+
+    with lun.open("wb") as file:
+        file.truncate(GIB)
+    if answer == "hangs":
+        monkeypatch.setattr("vmfs.cli.mkfs.subprocess.run", run_blkid)
+    else:
+        monkeypatch.setattr("vmfs.cli.mkfs.shutil.which", lambda *_, **__: None)
+
+    assert make(lun).exit_code == 0

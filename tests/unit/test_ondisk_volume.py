@@ -1,6 +1,7 @@
 """LVM, FS descriptor and partition tables: how a volume is found, and what is refused."""
 
 import dataclasses
+import zlib
 from uuid import UUID
 
 import pytest
@@ -256,6 +257,51 @@ def test_damaged_gpt_is_found_out(position: int, mask: int) -> None:
     # the signature itself (then the protective MBR is all there is), or bytes behind the header
     assert found in (None, location)
     assert position < 520 or 604 <= position < 1024
+
+
+def resealed(head: bytes, offset: int, value: bytes) -> bytes:
+    """A GPT header with a field replaced and its checksum made good again."""
+    head = patched(head, 512 + offset, value)
+    size = int.from_bytes(head[524:528], "little")
+    checked = patched(head[512 : 512 + size], 16, bytes(4))
+    return patched(head, 528, zlib.crc32(checked).to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "field"),
+    [
+        (12, (91).to_bytes(4, "little"), "size"),
+        (12, (513).to_bytes(4, "little"), "size"),
+        (72, (1).to_bytes(8, "little"), "entries"),
+        (80, (4096).to_bytes(4, "little"), "entries"),
+        (84, (256).to_bytes(4, "little"), "entries"),
+        (88, bytes(4), "crc"),
+    ],
+)
+def test_gpt_header_that_points_nowhere_is_corrupt(offset: int, value: bytes, field: str) -> None:
+    head, _ = head_of(TableKind.GPT)
+
+    with pytest.raises(CorruptRecord) as caught:
+        find_volume(resealed(head, offset, value), lun_size=LUN_SIZE)
+
+    assert caught.value.field == field
+
+
+def test_gpt_partition_that_ends_before_it_begins_is_corrupt() -> None:
+    head, _ = head_of(TableKind.GPT)
+    head = patched(head, 1024 + 40, (5).to_bytes(8, "little"))
+    table_crc = zlib.crc32(head[1024 : 1024 + 128 * 128]).to_bytes(4, "little")
+
+    with pytest.raises(CorruptRecord, match="last sector"):
+        find_volume(resealed(head, 88, table_crc), lun_size=LUN_SIZE)
+
+
+def test_gpt_of_other_partitions_has_no_volume() -> None:
+    head, _ = head_of(TableKind.GPT)
+    head = patched(head, 1024, bytes(16))
+    table_crc = zlib.crc32(head[1024 : 1024 + 128 * 128]).to_bytes(4, "little")
+
+    assert find_volume(resealed(head, 88, table_crc), lun_size=LUN_SIZE) is None
 
 
 @given(st.binary(max_size=64), st.binary(max_size=128))
