@@ -15,7 +15,7 @@ from tests.support.space import (
     tiny_files,
 )
 from vmfs.errors import CorruptRecord, Unsupported
-from vmfs.ids import FdAddress
+from vmfs.ids import FdAddress, LvOffset
 from vmfs.locks.order import LockKind
 from vmfs.ondisk.address import (
     AddressType,
@@ -163,7 +163,12 @@ async def loaded(header: ResourceHeader, desc: FileDesc, pointers: np.ndarray, k
     disk = Disk(FILES)
     disk.sectors[5 * BLOCK_SIZE] = header.pack()
     return await load_resource_file(
-        FakeStaging(disk), kind=kind, desc=desc, pointers=pointers, block_size=BLOCK_SIZE
+        FakeStaging(disk),
+        kind=kind,
+        desc=desc,
+        pointers=pointers,
+        block_size=BLOCK_SIZE,
+        desc_offset=LvOffset(0x9000),
     )
 
 

@@ -25,7 +25,7 @@ from vmfs.errors import CorruptRecord, Unsupported
 from vmfs.ids import LvOffset
 from vmfs.locks.order import LockId, LockKind
 from vmfs.ondisk.address import AddressType
-from vmfs.ondisk.file_desc import FileDesc, Zla
+from vmfs.ondisk.file_desc import DATA_OFFSET, FileDesc, Zla
 from vmfs.ondisk.resource import CLUSTER_HEADER_SIZE, META_OFFSET, ResourceHeader
 from vmfs.space.staging import Staging
 from vmfs.units import SECTOR_SIZE
@@ -231,13 +231,14 @@ def cow_mask(addresses: Addresses) -> NDArray[np.bool_]:
     return mask
 
 
-async def load_resource_file(
+async def load_resource_file(  # noqa: PLR0913 - four of them describe one file
     staging: Staging,
     *,
     kind: AddressType,
     desc: FileDesc,
     pointers: Addresses,
     block_size: int,
+    desc_offset: LvOffset,
 ) -> ResourceFile:
     """Read a resource file's header, and make its block list ready.
 
@@ -247,6 +248,7 @@ async def load_resource_file(
         desc: its file descriptor, and
         pointers: the 256 addresses of its data area.
         block_size: of the volume, bytes.
+        desc_offset: LV offset of the file descriptor, for messages.
 
     Raises:
         Unsupported: its blocks are not listed in its descriptor (no ESXi volume has that).
@@ -264,7 +266,7 @@ async def load_resource_file(
         index = int(wrong.argmax()) if count else 0
         raise CorruptRecord(
             FileDesc.NAME,
-            desc.address,
+            desc_offset + DATA_OFFSET + index * 4,
             f"address {index} of the {kind.name} resource file",
             int(pointers[index]),
             "a file block (low digit 1)",
