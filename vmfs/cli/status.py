@@ -1,0 +1,115 @@
+"""`vmfs status`: what is mounted here, and who has a volume open."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+
+from vmfs.check.findings import Findings
+from vmfs.check.opening import open_lun
+from vmfs.cli.common import run
+from vmfs.cli.locks import lun_of
+from vmfs.cli.table import table_lines
+from vmfs.device.image import ImageDevice
+from vmfs.fuse.mountinfo import parse_mountinfo
+from vmfs.fuse.registry import is_served, read_record
+from vmfs.ondisk.heartbeat import Heartbeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountStatus:
+    """One vmfs mount of this machine."""
+
+    mount_point: str
+    lun: str
+    label: str
+    host: str
+    slot: int | None
+    pid: int | None
+    access: str  # rw, ro
+    state: str  # serving; dead: its process is gone; unknown: nobody said who serves it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStatus:
+    """One host that has a volume open, as its heartbeat slot says."""
+
+    slot: int
+    host: str
+    pid: int
+    generation: int
+    replayed_by: str  # empty: nobody recovers it
+
+
+@click.command()
+@click.argument(
+    "target", required=False, type=click.Path(exists=True, path_type=Path), metavar="[LUN|DIR]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: one JSON array.")
+def status(*, target: Path | None, as_json: bool) -> None:
+    """Show the vmfs mounts of this machine, or who has the volume on LUN (or DIR) open.
+
+    A host that died with the volume open is shown too, until another one has recovered it.
+    """
+    if target is None:
+        mounts = mount_statuses()
+        _show([asdict(mount) for mount in mounts], as_json=as_json)
+    else:
+        hosts = run(_open_statuses, lun_of(target))
+        _show([asdict(host) for host in hosts], as_json=as_json)
+
+
+def mount_statuses() -> list[MountStatus]:
+    """Every vmfs mount that this process can see. Touches none of them: one may hang."""
+    found = []
+    text = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
+    for entry in parse_mountinfo(text):
+        if not entry.is_vmfs:
+            continue
+        record = read_record(entry)
+        state = "unknown" if record is None else "serving" if is_served(record) else "dead"
+        found.append(
+            MountStatus(
+                mount_point=entry.mount_point,
+                lun=entry.source,
+                label="?" if record is None else record.label,
+                host="?" if record is None else record.host,
+                slot=None if record is None or record.slot < 0 else record.slot,
+                pid=None if record is None else record.pid,
+                access="ro" if "ro" in entry.options.split(",") else "rw",
+                state=state,
+            )
+        )
+    return found
+
+
+async def _open_statuses(lun: Path) -> list[OpenStatus]:
+    device = ImageDevice.open(lun, writable=False)
+    try:
+        volume = await open_lun(device, Findings())
+    finally:
+        await device.aclose()
+    return [_open_status(slot) for slot in volume.slots.in_use]
+
+
+def _open_status(slot: Heartbeat) -> OpenStatus:
+    return OpenStatus(
+        slot=slot.index,
+        host=slot.host.name if slot.host is not None else str(slot.owner),
+        pid=slot.host.pid if slot.host is not None else 0,
+        generation=slot.generation,
+        replayed_by=str(slot.replayer) if slot.replayer else "",
+    )
+
+
+def _show(rows: list[dict[str, object]], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        return
+    heading = [name.upper().replace("_", " ") for name in rows[0]]
+    body = [["-" if value in (None, "") else str(value) for value in row.values()] for row in rows]
+    for line in table_lines([heading, *body]):
+        click.echo(line)
