@@ -37,11 +37,9 @@ CATALOGUE: Final[Mapping[str, tuple[Severity, str]]] = MappingProxyType(
     {
         "lvm-corrupt": (_ERROR, "the LVM header, volume entry or an extent entry is not valid"),
         "descriptor-corrupt": (_ERROR, "the filesystem descriptor is not valid"),
-        "volume-truncated": (_ERROR, "the volume claims more bytes than the device has"),
         "heartbeat-corrupt": (_ERROR, "a heartbeat slot has a wrong magic, address or field"),
         "host-active": (_INFO, "a host has the volume open: findings may be of the moment"),
         "system-file-corrupt": (_ERROR, "a system file's descriptor or block list is not valid"),
-        "resource-header-corrupt": (_ERROR, "the header of a resource file is not valid"),
         "resource-total": (_ERROR, "a resource file's totals do not add up"),
         "cluster-corrupt": (_ERROR, "a resource cluster's metadata is not valid"),
         "cluster-lock-corrupt": (_ERROR, "the lock record of a resource cluster is not valid"),
