@@ -81,6 +81,7 @@ class HostRecord:
     end: HostEnd
     blocked: bool  # on the blocklist: nothing this generation says is heard any more
     proof: str  # why lockd is sure that it ended
+    earlier_nonces: tuple[int, ...] = ()  # of starts before this one, which all ended; newest first
 
     @property
     def key(self) -> HostKey:

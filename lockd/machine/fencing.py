@@ -32,10 +32,15 @@ def fence(turn: Turn, session: Session, request_id: int, message: Fence) -> None
         turn.nexus(session)  # who was fenced does not fence others
     key = message.lun, message.host_uuid
     turn.lun(message.lun)
-    if session.nexus == key:
-        raise Refusal(ErrorCode.BAD_REQUEST, "a host does not fence itself")
     host = turn.state.hosts.get(key)
-    if host is None or _is_another_start(host, message):
+    other_start = host is None or _is_another_start(host, message)
+    if session.nexus == key and not other_start:
+        raise Refusal(ErrorCode.BAD_REQUEST, "a host does not fence itself")
+    if host is not None and other_start and message.nonce in host.record.earlier_nonces:
+        text = f"that start of {host.record} ended before the present one was let in"
+        turn.reply(session.id, request_id, FenceAnswer(result=FenceResult.FENCED, proof=text))
+        return
+    if host is None or other_start:
         _search(turn, session, request_id, message)
         return
     record = host.record

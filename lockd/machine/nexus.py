@@ -12,7 +12,7 @@ two generations of a host the older is dead. Generations count up per LUN (I2).
 
 from lockd.machine import asks, fencing, reservation
 from lockd.machine.turn import Refusal, Turn
-from lockd.protocol.limits import HOSTS_ENDED_MAX, SESSIONS_MAX
+from lockd.protocol.limits import EARLIER_STARTS_MAX, HOSTS_ENDED_MAX, SESSIONS_MAX
 from lockd.protocol.messages import Good, Refused, Register, Registered
 from lockd.protocol.terms import Attention, AuditKind, ErrorCode, HostEnd, PermitState
 from lockd.state import (
@@ -114,6 +114,7 @@ def pass_deadlines(turn: Turn) -> None:
 def _begin(turn: Turn, lun: Lun, session: Session, request_id: int, message: Register) -> None:
     lun.record = LunRecord(lun=lun.record.lun, generation=lun.record.generation + 1)
     process = session.process
+    before = turn.state.hosts.get((message.lun, message.host_uuid))
     record = HostRecord(
         lun=message.lun,
         host_uuid=message.host_uuid,
@@ -127,6 +128,7 @@ def _begin(turn: Turn, lun: Lun, session: Session, request_id: int, message: Reg
         end=HostEnd.OPEN,
         blocked=False,
         proof="",
+        earlier_nonces=_nonces_of(before)[:EARLIER_STARTS_MAX],
     )
     host = Host(record, session.id, PermitState.RETURNED, turn.now.boot)
     turn.state.hosts.pop(record.key, None)  # to the end of the order: forgotten last
@@ -142,6 +144,11 @@ def _begin(turn: Turn, lun: Lun, session: Session, request_id: int, message: Reg
         request_id,
         Registered(generation=record.generation, lun_size=lun.size, permit=permit, adopted=False),
     )
+
+
+def _nonces_of(host: Host | None) -> tuple[int, ...]:
+    """The starts of a host that has ended, the last one first."""
+    return (host.record.nonce, *host.record.earlier_nonces) if host is not None else ()
 
 
 def _adopt(turn: Turn, lun: Lun, host: Host, session: Session, request_id: int) -> None:

@@ -46,6 +46,10 @@ HOSTS_ENDED_MAX: Final = 1024
 """Hosts per LUN that are kept in memory after they ended, to prove at once that they did. The
 oldest is forgotten first; generations count per LUN, so forgetting lets none of them repeat."""
 
+EARLIER_STARTS_MAX: Final = 32
+"""Ended starts of one host whose nonces are remembered, so that its next start can prove that the
+slots they left are dead. Each start recovers what the last one left; 32 is far more than one."""
+
 STATUS_HOSTS_MAX: Final = 1024
 """Hosts in one status report; open ones come first."""
 

@@ -180,6 +180,8 @@ class Giving:
     async def _disown(self, asked: Asked) -> None:
         """Take our name out of a record that we know nothing of, if it stands there."""
         lv_offset = self._blocks.lv_offset(asked.lba)
+        if lv_offset < 0:
+            return  # before the logical volume: no lock record
         try:
             stood = await self._records.disown(
                 lv_offset,
