@@ -89,11 +89,11 @@ class ModelNamespace:
         return self.attributes(number_of(address))
 
     async def create(
-        self, parent: FdAddress, name: bytes, creation: Creation
+        self, parent: FdAddress, name: bytes, creation: Creation, *, append: bool = False
     ) -> tuple[Attributes, "ModelFile"]:
         self.trip("create")
         number = self._make(parent, name, stat.S_IFREG, creation)
-        return self.attributes(number), self._open(number)
+        return self.attributes(number), self._open(number, append=append)
 
     async def mknod(self, parent: FdAddress, name: bytes, creation: Creation) -> Attributes:
         self.trip("mknod")

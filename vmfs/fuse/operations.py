@@ -220,7 +220,9 @@ class Operations(pyfuse3.Operations):
         parent = _address(parent_inode)
         for _ in range(_CREATE_TRIES_MAX):
             try:
-                made, file = await self._create(parent, name, _creation(mode, ctx), flags)
+                made, file = await self._namespace.create(
+                    parent, name, _creation(mode, ctx), append=bool(flags & os.O_APPEND)
+                )
             except Exists:
                 if flags & os.O_EXCL:
                     raise
@@ -303,11 +305,14 @@ class Operations(pyfuse3.Operations):
 
         A forced or lazy unmount, and the end of the process, leave both behind.
         """
-        for file in self._files:
-            await file.file.release()
-        for directory in self._directories:
-            await directory.directory.release()
+        left = [handle.file for handle in self._files]
+        left_directories = [handle.directory for handle in self._directories]
         self._files, self._directories = Handles(), Handles()
+        for item in (*left, *left_directories):
+            try:
+                await item.release()
+            except Exception:  # one that fails must not keep the others open
+                log.exception("bug: verb=release at the end of the mount")
         for address in self._known.clear():
             self._forget_node(address)
 
@@ -346,17 +351,6 @@ class Operations(pyfuse3.Operations):
             append=bool(flags & os.O_APPEND),
             truncate=bool(flags & os.O_TRUNC),
         )
-
-    async def _create(
-        self, parent: FdAddress, name: bytes, creation: Creation, flags: int
-    ) -> tuple[Attributes, TreeFile]:
-        made, file = await self._namespace.create(parent, name, creation)
-        if not flags & os.O_APPEND:
-            return made, file
-        try:
-            return made, await self._namespace.open(made.address, writing=True, append=True)
-        finally:
-            await file.release()
 
     def _forget_node(self, address: FdAddress) -> None:
         try:
