@@ -22,7 +22,6 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import trio
 
@@ -32,28 +31,6 @@ from vmfs.txn.buffer import StagedSectors
 from vmfs.txn.journal import Journal
 
 _log = logging.getLogger("vmfs.txn")
-
-
-class Gate(Protocol):
-    """What a commit must pass before it writes, and holds while it does: the I/O permit."""
-
-    async def enter(self) -> None:
-        """Wait until this host may write."""
-        ...
-
-    def exit(self) -> None:
-        """Say that nothing is in flight any more."""
-        ...
-
-
-class OpenGate:
-    """The gate that is always open: for tests, and where the device itself has the permit."""
-
-    async def enter(self) -> None:
-        """Go on at once."""
-
-    def exit(self) -> None:
-        """Nothing was taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,15 +47,10 @@ class TransactionStatistics:
 class Transactions:
     """Group commit of one mount. All offsets are LV offsets."""
 
-    def __init__(self, device: Device, journal: Journal, gate: Gate | None = None) -> None:
-        """Stage for `device`, commit through `journal`, which is open.
-
-        `gate` is held for a whole commit. It must not be one that `device` passes as well: the two
-        would wait for each other while a permit is being recalled.
-        """
+    def __init__(self, device: Device, journal: Journal) -> None:
+        """Stage for `device`, commit through `journal`, which is open and on the same device."""
         self._device = device
         self._journal = journal
-        self._gate: Gate = gate or OpenGate()
         self._running = StagedSectors()
         self._committing: StagedSectors | None = None
         self._journaled: StagedSectors | None = None
@@ -269,7 +241,6 @@ class Transactions:
         stops with it, and then this host is fenced.
         """
         with trio.CancelScope(shield=True):
-            await self._gate.enter()
             try:
                 await work()
             except VmfsError as error:
@@ -278,8 +249,6 @@ class Transactions:
             except Exception as error:
                 self._fail(VmfsError(f"the journal was given up after a bug: {error!r}"))
                 raise
-            finally:
-                self._gate.exit()
 
     async def _commit_running(self) -> None:
         staged, self._running = self._running, StagedSectors()
