@@ -90,10 +90,19 @@ class EntryArray:
         """The entry of its parent."""
         return self._entries[1]
 
+    def has_content(self, content: bytes) -> bool:
+        """Whether a directory with these bytes has exactly these entries."""
+        return len(content) == self.length and self._content.startswith(content)
+
     def find(self, name: bytes) -> DirEntry | None:
         """The entry of that name, `.` and `..` included."""
         slot = self._slots.get(name)
         return None if slot is None else self._entries[slot]
+
+    def must_not_have(self, name: bytes) -> None:
+        """Raises: Exists (the name is taken)."""
+        if name in self._slots:
+            raise Exists(f"{name!r} is there already")
 
     def listed(self) -> Iterator[ListedName]:
         """Every name but `.` and `..`, in the order on disk."""
@@ -111,8 +120,7 @@ class EntryArray:
         Raises:
             Exists: the name is taken.
         """
-        if entry.name in self._slots:
-            raise Exists(f"{entry.name!r} is there already")
+        self.must_not_have(entry.name)
         slot = len(self._entries)
         self._entries.append(entry)
         self._slots[entry.name] = slot
@@ -136,8 +144,7 @@ class EntryArray:
             Exists: the new name is taken.
         """
         slot = self._slot(old)
-        if entry.name in self._slots:
-            raise Exists(f"{entry.name!r} is there already")
+        self.must_not_have(entry.name)
         del self._slots[old]
         self._slots[entry.name] = slot
         self._entries[slot] = entry

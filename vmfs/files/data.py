@@ -1,0 +1,186 @@
+"""The bytes of regular files: reading, writing, extending.
+
+*Bytes behind a file's length mean nothing.* What a crash, an unfinished truncation or a longer
+file has left there is never shown, because whoever makes a file longer first zeroes what becomes
+visible without being written. On top of that a fresh block is filled in whole (data, and zeroes
+around it) before the transaction that gives it to the file can commit: nobody ever reads what the
+block held for its last owner.
+
+File data is written straight to the volume and never journaled: an overwrite in place is visible
+at once and durable with the next flush, as on ext4. Resident data stands in the descriptor, and is
+staged with it.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from vmfs.device.base import Buffer
+from vmfs.errors import FileTooBig
+from vmfs.files.ground import Ground
+from vmfs.files.inode import Contents, Inode
+from vmfs.files.removal import Removals
+from vmfs.ids import LvOffset
+from vmfs.ondisk.file_desc import DATA_SIZE, FileType
+from vmfs.space.extent import Extent, ExtentKind
+from vmfs.space.grant import Grant
+from vmfs.space.growth import Missing
+from vmfs.units import MIB
+
+WRITE_STEP: Final = 16 * MIB
+"""Bytes of one write that get their blocks in one transaction; bounds grants and staging."""
+
+
+class FileData:
+    """The bytes of files that are held: shared for reading, exclusively for the rest."""
+
+    def __init__(self, ground: Ground, removals: Removals) -> None:
+        """Stand on `ground`; shrinking is a matter of `removals`."""
+        self._ground = ground
+        self._removals = removals
+
+    async def read(self, inode: Inode, offset: int, length: int) -> bytes:
+        """Read up to `length` bytes at `offset`; fewer only at the end of the file.
+
+        Raises:
+            CorruptRecord: a pointer is damaged.
+            DeviceError: the LUN cannot be read.
+        """
+        contents = inode.loaded
+        count = min(length, contents.desc.length - offset)
+        if count <= 0:
+            return b""
+        if contents.is_resident:
+            return bytes(contents.resident[offset : offset + count])
+        await contents.map.load(offset, count)
+        extents = contents.map.extents(offset, count)
+        # The volume's own files are metadata: what is staged of them counts.
+        is_system = contents.desc.type is FileType.SYSTEM
+        read = self._ground.metadata.read if is_system else self._ground.device.read
+        if len(extents) == 1:
+            extent = extents[0]
+            return await read(extent.lv_offset, count) if _is_data(extent) else bytes(count)
+        data = bytearray(count)
+        for extent in extents:
+            if _is_data(extent):
+                start = extent.file_offset - offset
+                part = await read(extent.lv_offset, extent.length)
+                data[start : start + extent.length] = part
+        return bytes(data)
+
+    async def write(self, inode: Inode, offset: int, data: Buffer) -> None:
+        """Write all of `data`, making the file longer where it ends before.
+
+        Raises:
+            FileTooBig: nothing is written.
+            NoSpace: the blocks of the first pieces may be written, and the length say so.
+            LockBusy: a cluster is in another host's hands and was not given up.
+        """
+        view = memoryview(data).cast("B")
+        if offset + len(view) > inode.loaded.map.file_size_max:
+            raise FileTooBig(f"{inode}: {offset + len(view)} bytes")
+        for start in range(0, len(view), WRITE_STEP):
+            await self._write_step(inode, offset + start, view[start : start + WRITE_STEP])
+
+    async def resize(self, inode: Inode, length: int) -> None:
+        """truncate(2): cut the file, or let it read as zero up to the new end.
+
+        Raises:
+            FileTooBig, NoSpace: nothing has changed.
+            LockBusy: as `Removals.shrink`.
+        """
+        if length > inode.loaded.map.file_size_max:
+            raise FileTooBig(f"{inode}: {length} bytes")
+        if length < inode.desc.length:
+            await self._removals.shrink(inode, length)
+        else:
+            await self._write_step(inode, length, memoryview(b""))
+
+    async def _write_step(self, inode: Inode, offset: int, data: memoryview) -> None:
+        contents = inode.loaded
+        await self._zero_up_to(contents, offset)
+        block_map = contents.map
+        await block_map.load(offset, len(data))
+        missing = block_map.missing(offset, len(data), file_length=contents.desc.length)
+        old = [] if missing.carried or missing.free else block_map.extents(offset, len(data))
+        if missing.nothing:
+            await self._overwrite(old, offset, data)
+            await self._end_write(inode, offset, data, grown=False)
+            return
+        async with self._ground.allocator.reserve(
+            want=missing.want, free=missing.free, near=missing.near, label=str(inode)
+        ) as grant:
+            await self._fill(inode, missing, grant, offset, data)
+            await self._overwrite(old, offset, data)
+            await self._ground.room(missing.room + grant.room)
+            block_map.install(missing, grant)
+            self._stage_write(inode, offset, data, grown=True)
+
+    async def _end_write(self, inode: Inode, offset: int, data: memoryview, *, grown: bool) -> None:
+        """Stage what a write changed in the descriptor, if anything."""
+        desc, now = inode.desc, self._ground.now()
+        longer = offset + len(data) > desc.length
+        if longer or grown or inode.loaded.is_resident or (desc.mtime, desc.ctime) != (now, now):
+            await self._ground.room()
+            self._stage_write(inode, offset, data, grown=grown)
+
+    def _stage_write(self, inode: Inode, offset: int, data: memoryview, *, grown: bool) -> None:
+        contents, now = inode.loaded, self._ground.now()
+        length = max(contents.desc.length, offset + len(data))
+        if contents.is_resident:
+            contents.resident[contents.desc.length :] = bytes(DATA_SIZE - contents.desc.length)
+            contents.resident[offset : offset + len(data)] = data
+        contents.change(length=length, mtime=now, ctime=now)
+        inode.stage(self._ground.metadata, area=grown or contents.is_resident)
+
+    async def _zero_up_to(self, contents: Contents, end: int) -> None:
+        """Zero what blocks hold between the end of the file and `end`, where it will be longer."""
+        offset = contents.desc.length
+        while offset < end and not contents.is_resident:
+            length = min(end - offset, contents.map.load_length_max)
+            await contents.map.load(offset, length)
+            for extent in contents.map.extents(offset, length):
+                if _is_data(extent):
+                    await self._ground.device.write_zeroes(extent.lv_offset, extent.length)
+            offset += length
+
+    async def _overwrite(self, extents: Iterable[Extent], offset: int, data: memoryview) -> None:
+        """Write the parts of `data` that have blocks already."""
+        for extent in extents:
+            if _is_data(extent):
+                start = extent.file_offset - offset
+                await self._ground.device.write(
+                    extent.lv_offset, data[start : start + extent.length]
+                )
+
+    async def _fill(
+        self, inode: Inode, missing: Missing, grant: Grant, offset: int, data: memoryview
+    ) -> None:
+        """Fill fresh blocks: what is carried over, then the data, and zeroes everywhere else."""
+        carried = memoryview(await self.read(inode, 0, missing.carried))
+        for extent in inode.loaded.map.fresh(missing, grant):
+            await self._zero_around(extent, offset, offset + len(data))
+            await self._put(extent, 0, carried)
+            await self._put(extent, offset, data)
+
+    async def _zero_around(self, extent: Extent, start: int, end: int) -> None:
+        """Zero the parts of an extent outside the file range `start` to `end`."""
+        before = (extent.file_offset, min(start, extent.end))
+        after = (max(end, extent.file_offset), extent.end)
+        if start >= end:
+            before, after = (extent.file_offset, extent.end), (extent.end, extent.end)
+        for low, high in (before, after):
+            if low < high:
+                place = LvOffset(extent.lv_offset + low - extent.file_offset)
+                await self._ground.device.write_zeroes(place, high - low)
+
+    async def _put(self, extent: Extent, offset: int, data: memoryview) -> None:
+        """Write the part of `data` (which begins at `offset` of the file) that is in an extent."""
+        start = max(extent.file_offset, offset)
+        end = min(extent.end, offset + len(data))
+        if start < end:
+            place = LvOffset(extent.lv_offset + start - extent.file_offset)
+            await self._ground.device.write(place, data[start - offset : end - offset])
+
+
+def _is_data(extent: Extent) -> bool:
+    return extent.kind is ExtentKind.DATA

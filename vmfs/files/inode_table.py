@@ -1,0 +1,229 @@
+"""Every node that this host knows, by FD address; and the ways to look at some of them.
+
+    async with table.held({parent: EXCLUSIVE, child: EXCLUSIVE}, label=path) as nodes:
+        ...            # pinned, guarded, loaded: check, decide, then stage without awaiting
+
+`held` takes the cluster's locks in their total order, then this host's guards in the order of
+addresses, then loads what is not known yet. `current` is the other way in: attributes without
+taking any lock, as a passing stat does it.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+from vmfs.errors import CorruptRecord, LockBusy, StaleHandle
+from vmfs.files.attributes import Attributes
+from vmfs.files.ground import Ground
+from vmfs.files.inode import Contents, Inode, attributes_of
+from vmfs.ids import FdAddress
+from vmfs.locks.base import HolderIs
+from vmfs.locks.order import LockId, LockKind
+from vmfs.ondisk.address import FdAddr, parse
+from vmfs.ondisk.disk_lock import LockMode
+from vmfs.ondisk.file_desc import FD_SIZE, META_OFFSET, VH_FD, FileDesc
+
+PEEK_ATTEMPTS: Final = 4
+"""Looks without a lock before one is taken: a busy file changes under every look."""
+
+
+class InodeTable:
+    """The nodes of one open volume."""
+
+    def __init__(self, ground: Ground) -> None:
+        """Empty but for what is looked up."""
+        self._ground = ground
+        self._inodes: dict[FdAddress, Inode] = {}
+        self._forgotten: set[FdAddress] = set()
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def get(self, address: FdAddress) -> Inode:
+        """The node of an address, known or not.
+
+        Raises:
+            StaleHandle: there is no such file descriptor on this volume.
+        """
+        inode = self._inodes.get(address)
+        if inode is None:
+            self._must_exist(address)
+            inode = Inode(address, self._ground.lock_of(address))
+            self._inodes[address] = inode
+        return inode
+
+    def find(self, address: FdAddress) -> Inode | None:
+        """The node, if this host knows it."""
+        return self._inodes.get(address)
+
+    def expect(self, address: FdAddress, generation: int, *, name: bytes = b"") -> Inode:
+        """The node that a directory entry names: from now on the address means this generation.
+
+        Raises:
+            StaleHandle: as `get`.
+        """
+        inode = self._inodes.get(address)
+        if inode is not None and inode.generation not in (None, generation):
+            if inode.is_open:
+                raise StaleHandle(f"{inode} is open here, and was something else then")
+            del self._inodes[address]
+        self._forgotten.discard(address)
+        inode = self.get(address)
+        inode.generation = generation
+        inode.name = name or inode.name
+        return inode
+
+    def forget(self, address: FdAddress) -> None:
+        """Nobody outside refers to it any more: it goes, unless it is in use."""
+        inode = self._inodes.get(address)
+        if inode is None:
+            return
+        if self._is_needed(inode):
+            self._forgotten.add(address)
+        else:
+            del self._inodes[address]
+
+    def prune(self) -> None:
+        """Let those go that were forgotten while they were still needed. After a commit."""
+        forgotten, self._forgotten = self._forgotten, set()
+        for address in forgotten:
+            self.forget(address)
+
+    def _is_needed(self, inode: Inode) -> bool:
+        """Whether something would be lost: also the truth that another host's stat asks for."""
+        if inode.is_open or inode.orphaned or not inode.guard.idle:
+            return True
+        return self._ground.metadata.is_live([(inode.lock.lv_offset, FD_SIZE)])
+
+    def drop(self, lock: LockId) -> None:
+        """The lock is being given up: what was known under it is known no more."""
+        inode = self._of_lock(lock)
+        if inode is not None:
+            inode.contents = None
+
+    def packed_attributes(self, lock: LockId) -> bytes | None:
+        """What another host's stat may know of a file that this host has exclusively."""
+        inode = self._of_lock(lock)
+        if inode is None or inode.contents is None:
+            return None
+        return inode.contents.desc.pack()
+
+    @asynccontextmanager
+    async def held(
+        self, wanted: Mapping[FdAddress, LockMode], *, label: str = ""
+    ) -> AsyncIterator[dict[FdAddress, Inode]]:
+        """Hold some nodes: locks pinned, guards entered (as strongly), contents loaded.
+
+        Raises:
+            StaleHandle: one of them was deleted.
+            LockBusy: another host has one of them in use.
+            CorruptRecord: a descriptor or lock record is damaged.
+        """
+        inodes = {address: self.get(address) for address in sorted(wanted)}
+        locks = {inode.lock: wanted[address] for address, inode in inodes.items()}
+        async with self._ground.locks.pinned(locks, label=label), AsyncExitStack() as stack:
+            for address, inode in inodes.items():
+                exclusive = wanted[address] is LockMode.EXCLUSIVE
+                guard = inode.guard
+                await stack.enter_async_context(guard.exclusive() if exclusive else guard.shared())
+            for inode in inodes.values():
+                await self.load(inode)
+            yield inodes
+
+    async def load(self, inode: Inode) -> Contents:
+        """Know what the descriptor says. Under a pin of its lock.
+
+        Raises:
+            StaleHandle: it belongs to no file, or to another one than the inode means.
+            CorruptRecord: it is damaged.
+        """
+        known = self.known(inode)
+        if known is not None:
+            inode.check_generation(known.desc)
+            return known
+        ground = self._ground
+        offset = inode.lock.lv_offset + META_OFFSET
+        data = await ground.metadata.read(offset, FD_SIZE - META_OFFSET)
+        known = self.known(inode)
+        if known is not None:
+            return known  # somebody else loaded it meanwhile, and has perhaps changed it
+        desc = FileDesc.unpack(data[: FileDesc.SIZE], address=offset, expected=inode.address)
+        inode.check_generation(desc)
+        inode.contents = Contents(
+            desc=desc,
+            area=data[FileDesc.SIZE :],
+            staging=ground.metadata,
+            files=ground.resources,
+        )
+        return inode.contents
+
+    def known(self, inode: Inode) -> Contents | None:
+        """The contents, if they are there and still covered by a lock."""
+        if inode.contents is None:
+            return None
+        covered = inode.is_open or self._ground.locks.mode_held(inode.lock) is not LockMode.FREE
+        return inode.contents if covered else None
+
+    async def current(self, address: FdAddress) -> Attributes:
+        """Attributes as they are now, without taking a lock where that can be avoided.
+
+        What this host knows under a lock is current. Else the LUN is read like a seqlock: lock
+        record, metadata, lock record. No live exclusive holder, and the same token before and
+        after, means that what was read is whole and current; a live exclusive holder is asked.
+
+        Raises:
+            StaleHandle: it was deleted.
+            LockBusy: the holder does not answer.
+            CorruptRecord: the descriptor or its lock record is damaged.
+        """
+        inode = self.get(address)
+        known = self.known(inode)
+        if known is not None:
+            inode.check_generation(known.desc)
+            return attributes_of(known.desc)
+        for _ in range(PEEK_ATTEMPTS):
+            if self._ground.locks.mode_held(inode.lock) is not LockMode.FREE:
+                break
+            desc = await self._look(inode)
+            if desc is not None:
+                inode.check_generation(desc)
+                return attributes_of(desc)
+        async with self.held({address: LockMode.SHARED}) as nodes:
+            return nodes[address].attributes()
+
+    async def _look(self, inode: Inode) -> FileDesc | None:
+        """One look without a lock; None when it was not conclusive."""
+        locks, offset = self._ground.locks, inode.lock.lv_offset + META_OFFSET
+        before = await locks.peek(inode.lock)
+        holder = before.record.exclusive_holder
+        if holder is not None and before.holder_is is HolderIs.LIVE_OTHER:
+            try:
+                told = await locks.ask_attributes(inode.lock, holder)
+            except LockBusy:
+                return None  # dead perhaps: taking the lock finds out, and recovers it
+            if told is not None:
+                return FileDesc.unpack(told, address=offset, expected=inode.address)
+        data = await self._ground.device.read(offset, FileDesc.SIZE)
+        after = await locks.peek(inode.lock)
+        same = after.record.token == before.record.token
+        if not same or after.record.exclusive_holder not in (None, holder):
+            return None
+        return FileDesc.unpack(data, address=offset, expected=inode.address)
+
+    def _of_lock(self, lock: LockId) -> Inode | None:
+        if lock.kind is not LockKind.FILE_DESC:
+            return None
+        if lock == self._ground.tree_lock:
+            return self._inodes.get(VH_FD)
+        return self._inodes.get(FdAddress(lock.index))
+
+    def _must_exist(self, address: FdAddress) -> None:
+        try:
+            parsed = parse(address)
+        except CorruptRecord:
+            parsed = None
+        file = self._ground.file_descs
+        if not isinstance(parsed, FdAddr) or not file.header.contains(
+            parsed.cluster, parsed.resource
+        ):
+            raise StaleHandle(f"{address:#x} is no file descriptor of this volume")

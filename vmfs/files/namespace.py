@@ -1,0 +1,449 @@
+"""Names: every operation that the kernel asks for by directory and name, or by address.
+
+The front of the files floor. All methods raise `VmfsError`s only (besides bugs), take and return
+plain values, and are safe to call concurrently from any number of tasks of one trio loop.
+
+A *node* is named by its FD address; the root is `ROOT_ADDRESS`. The generation that comes with it
+in `Attributes` tells two files apart that had the same descriptor one after the other: once a node
+was returned by a lookup, operations on its address mean *that* generation, and fail with
+`StaleHandle` when it has been deleted (by whichever host), until `forget(address)` is called or a
+lookup returns the address with another generation.
+
+An operation that changes names looks up first, holding nothing; then it takes all the locks it
+turned out to need, in order; then it looks again. If the directory says something else by then,
+it starts over. What it decides under the locks it stages in one step, without awaiting: so on this
+host it is atomic, and after a crash it happened as a whole or not at all.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from vmfs.errors import (
+    CorruptRecord,
+    InvalidArgument,
+    IsADirectory,
+    LockBusy,
+    NotEmpty,
+    NotFound,
+    NotPermitted,
+    StaleHandle,
+    TooManyLinks,
+)
+from vmfs.files.attributes import (
+    PERMISSION_BITS,
+    AttributeChanges,
+    Attributes,
+    Creation,
+    RenameFlag,
+    VolumeStatistics,
+)
+from vmfs.files.create import Birth, Creator
+from vmfs.files.data import FileData
+from vmfs.files.dir_block import DOT, DOT_DOT
+from vmfs.files.directory import ATTEMPTS_MAX, Directories, OpenDirectory, check_name, text
+from vmfs.files.file import OpenFile
+from vmfs.files.ground import Ground
+from vmfs.files.inode import LINK_MAX, Inode
+from vmfs.files.inode_table import InodeTable
+from vmfs.files.orphans import Orphans
+from vmfs.files.removal import Removals
+from vmfs.files.rename import Move, Renamer
+from vmfs.ids import FdAddress
+from vmfs.ondisk.address import AddressType
+from vmfs.ondisk.dirent import NAME_MAX, DirEntry
+from vmfs.ondisk.disk_lock import LockMode
+from vmfs.ondisk.file_desc import FileType
+
+_Act = Callable[[Inode, Inode], Awaitable[None]]
+"""What to do with a directory and what a name stands for in it, both held exclusively."""
+
+_TIME_MAX: Final = 0xFFFFFFFF
+"""The format has 32 bits for seconds since 1970: until 2106."""
+
+
+class Namespace:
+    """The tree of one open volume."""
+
+    def __init__(self, ground: Ground, table: InodeTable) -> None:
+        """Stand on `ground`; `table` is shared with whoever answers for revoked locks."""
+        self._ground = ground
+        self._table = table
+        self._removals = Removals(ground)
+        self._data = FileData(ground, self._removals)
+        self._directories = Directories(ground, table)
+        self._creator = Creator(ground, table, self._directories)
+        self._renamer = Renamer(ground, table, self._directories, self._removals)
+        self.orphans = Orphans(ground, table, self._removals)
+
+    # Looking.
+
+    async def lookup(self, parent: FdAddress, name: bytes) -> Attributes:
+        """Find `name` in the directory `parent` (`.` and `..` work too).
+
+        Raises:
+            NotFound, NotADirectory, NameTooLong: as lookup always does.
+            StaleHandle: the directory was deleted.
+            LockBusy: a host that has changed it does not answer.
+            CorruptRecord: the directory, or what the name stands for, is damaged.
+        """
+        last = ""
+        for _ in range(ATTEMPTS_MAX):
+            entry = await self._directories.must_look(parent, name)
+            try:
+                return await self._table.current(self._node(entry).address)
+            except StaleHandle as stale:
+                if str(stale) == last:
+                    raise _dangling(entry) from stale
+                last = str(stale)  # deleted since: look again
+        raise LockBusy(f"{text(name)!r}: the directory changes all the time")
+
+    async def getattr(self, address: FdAddress) -> Attributes:
+        """Attributes as they are now, on whichever host the file is being written.
+
+        Raises:
+            StaleHandle: it was deleted.
+        """
+        return await self._table.current(address)
+
+    async def readlink(self, address: FdAddress) -> bytes:
+        """The target of a symbolic link.
+
+        Raises:
+            InvalidArgument: it is none.
+            StaleHandle: it was deleted.
+        """
+        async with self._table.held({address: LockMode.SHARED}) as nodes:
+            inode = nodes[address]
+            if inode.desc.type is not FileType.SYMLINK:
+                raise InvalidArgument(f"{inode} is no symbolic link")
+            return await self._data.read(inode, 0, inode.desc.length)
+
+    async def open_directory(self, address: FdAddress) -> OpenDirectory:
+        """Open a directory for listing.
+
+        Raises:
+            NotADirectory: it is none.
+            StaleHandle: it was deleted.
+        """
+        async with self._table.held({address: LockMode.SHARED}) as nodes:
+            nodes[address].must_be_directory()
+        return OpenDirectory(self._directories, self._table, address)
+
+    def statistics(self) -> VolumeStatistics:
+        """statfs(2), from counters: never waits."""
+        counts = self._ground.allocator.free_counts()
+        blocks, files = counts[AddressType.FB], counts[AddressType.FD]
+        return VolumeStatistics(
+            block_size=self._ground.block_size,
+            blocks_total=blocks.total,
+            blocks_free=blocks.free,
+            files_total=files.total,
+            files_free=files.free,
+            name_length_max=NAME_MAX,
+        )
+
+    def forget(self, address: FdAddress) -> None:
+        """The kernel's lookup count of this node fell to zero: its memory may go."""
+        self._table.forget(address)
+
+    # Files.
+
+    async def open(
+        self, address: FdAddress, *, writing: bool, append: bool = False, truncate: bool = False
+    ) -> OpenFile:
+        """Open a regular file: shared lock for reading, exclusive for writing, held *in use*.
+
+        Raises:
+            LockBusy: another host has it in use (`holder` says who).
+            IsADirectory: it is a directory.
+            NotPermitted: a file of the volume itself, for writing.
+            ReadOnly: for writing, on a read-only volume.
+            StaleHandle: it was deleted.
+        """
+        changing = writing or truncate
+        if changing:
+            self._ground.must_be_writable()
+        mode = LockMode.EXCLUSIVE if changing else LockMode.SHARED
+        label = str(self._table.get(address))
+        async with self._table.held({address: mode}, label=label) as nodes:
+            inode = nodes[address]
+            if inode.is_directory:
+                raise IsADirectory(f"{inode} is a directory")
+            if inode.desc.type is FileType.SYMLINK:
+                raise InvalidArgument(f"{inode} is a symbolic link")
+            if changing:
+                inode.must_not_be_system()
+            if truncate:
+                await self._data.resize(inode, 0)
+            return self._opened(inode, writing=writing, append=append)
+
+    async def create(
+        self, parent: FdAddress, name: bytes, creation: Creation, *, append: bool = False
+    ) -> tuple[Attributes, OpenFile]:
+        """Make an empty regular file and open it for reading and writing.
+
+        Raises:
+            Exists, NameTooLong, NoSpace, ReadOnly, NotADirectory: as open(2) with O_CREAT.
+            StaleHandle: the directory was removed.
+            LockBusy: another host has the directory in use.
+        """
+        files: list[OpenFile] = []
+
+        def open_it(inode: Inode) -> None:
+            files.append(self._opened(inode, writing=True, append=append))
+
+        birth = Birth(type=FileType.FILE, creation=creation)
+        await self._creator.make(parent, name, birth, open_it)
+        [file] = files
+        return file.attributes, file
+
+    async def mknod(self, parent: FdAddress, name: bytes, creation: Creation) -> Attributes:
+        """Make an empty regular file without opening it.
+
+        Device nodes, FIFOs and sockets cannot be expressed: whoever is asked for one refuses.
+
+        Raises:
+            Exists, NameTooLong, NoSpace, ReadOnly, NotADirectory, StaleHandle, LockBusy: as
+            `create`.
+        """
+        return await self._make(parent, name, Birth(type=FileType.FILE, creation=creation))
+
+    async def mkdir(self, parent: FdAddress, name: bytes, creation: Creation) -> Attributes:
+        """Make an empty directory. Raises: as `create`, and TooManyLinks."""
+        return await self._make(parent, name, Birth(type=FileType.DIRECTORY, creation=creation))
+
+    async def symlink(
+        self, parent: FdAddress, name: bytes, target: bytes, creation: Creation
+    ) -> Attributes:
+        """Make a symbolic link (targets up to 4095 bytes). Raises: as `create`."""
+        if not target:
+            raise NotFound("a symbolic link needs a target")
+        birth = Birth(type=FileType.SYMLINK, creation=creation, target=target)
+        return await self._make(parent, name, birth)
+
+    async def setattr(self, address: FdAddress, changes: AttributeChanges) -> Attributes:
+        """Change mode, owner, times, size. Returns the attributes afterwards.
+
+        Raises:
+            LockBusy: another host has the file in use.
+            ReadOnly, NotPermitted: the volume, or the file, cannot be changed.
+            IsADirectory, InvalidArgument: the size of what is no regular file.
+            FileTooBig, NoSpace: as truncate(2).
+            StaleHandle: it was deleted.
+        """
+        self._ground.must_be_writable()
+        label = str(self._table.get(address))
+        async with self._table.held({address: LockMode.EXCLUSIVE}, label=label) as nodes:
+            inode = nodes[address]
+            inode.must_not_be_system()
+            if changes.size is not None:
+                if inode.is_directory:
+                    raise IsADirectory(f"{inode} is a directory")
+                if inode.desc.type is not FileType.FILE or changes.size < 0:
+                    raise InvalidArgument(f"{inode} cannot be made {changes.size} bytes long")
+                await self._data.resize(inode, changes.size)
+            fields = _changed_fields(changes)
+            if fields:
+                await self._ground.room()
+                inode.loaded.change(ctime=self._ground.now(), **fields)
+                inode.stage(self._ground.metadata, area=False)
+            return inode.attributes()
+
+    # Names.
+
+    async def link(self, address: FdAddress, parent: FdAddress, name: bytes) -> Attributes:
+        """Give a file one more name.
+
+        Raises:
+            NotPermitted: a directory, or a file of the volume itself.
+            TooManyLinks: it has 65,000 names.
+            NotFound: it has none any more (it was unlinked while open).
+            Exists, NameTooLong, NoSpace, ReadOnly, NotADirectory, StaleHandle, LockBusy: as
+            `create`.
+        """
+        self._ground.must_be_writable()
+        check_name(name)
+        wanted = {address: LockMode.EXCLUSIVE, parent: LockMode.EXCLUSIVE}
+        async with self._table.held(wanted, label=text(name)) as nodes:
+            inode, directory = nodes[address], nodes[parent]
+            entries = await self._directories.entries(directory)
+            if inode.is_directory:
+                raise NotPermitted(f"{inode} is a directory")
+            inode.must_not_be_system()
+            entries.must_not_have(name)
+            if inode.desc.link_count == 0:
+                raise NotFound(f"{inode} has no name any more")
+            if inode.desc.link_count >= LINK_MAX:
+                raise TooManyLinks(f"{inode} has {LINK_MAX} names")
+            growth = await self._directories.growth(directory)
+            async with self._ground.allocator.reserve(
+                want=growth.want, free=growth.free, near=growth.near, label=text(name)
+            ) as grant:
+                await self._directories.fill(directory, growth, grant)
+                await self._ground.room(grant.room + growth.room)
+                self._directories.grow(directory, growth, grant)
+                self._directories.add(directory, _entry(inode, name))
+                inode.loaded.add_links(1)
+                inode.loaded.change(ctime=self._ground.now())
+                inode.stage(self._ground.metadata, area=False)
+                self._touch(directory)
+            return inode.attributes()
+
+    async def unlink(self, parent: FdAddress, name: bytes) -> None:
+        """Remove a name; the file goes with its last name, once nobody has it open.
+
+        Raises:
+            NotFound, NameTooLong, NotADirectory: as lookup.
+            IsADirectory: rmdir is for those.
+            NotPermitted: a file of the volume itself.
+            ReadOnly: the volume.
+            LockBusy: another host has the file open.
+        """
+
+        async def act(directory: Inode, inode: Inode) -> None:
+            if inode.is_directory:
+                raise IsADirectory(f"{text(name)!r} is a directory")
+            inode.must_not_be_system()
+            await self._remove(directory, name, inode)
+
+        await self._on_named(parent, name, act)
+
+    async def rmdir(self, parent: FdAddress, name: bytes) -> None:
+        """Remove an empty directory.
+
+        Raises:
+            NotFound, NameTooLong, NotADirectory: as lookup.
+            NotEmpty: it has names in it.
+            InvalidArgument, NotEmpty: for `.` and `..`.
+            ReadOnly: the volume.
+            LockBusy: another host has it in use.
+        """
+        if name == DOT:
+            raise InvalidArgument("'.' cannot be removed")
+        if name == DOT_DOT:
+            raise NotEmpty("'..' cannot be removed")
+
+        async def act(directory: Inode, inode: Inode) -> None:
+            if not (await self._directories.entries(inode)).is_empty:
+                raise NotEmpty(f"{text(name)!r} is not empty")
+            await self._remove(directory, name, inode)
+
+        await self._on_named(parent, name, act)
+
+    async def rename(
+        self,
+        source_parent: FdAddress,
+        source_name: bytes,
+        target_parent: FdAddress,
+        target_name: bytes,
+        flags: RenameFlag = RenameFlag.NONE,
+    ) -> None:
+        """Move a name, replacing what the target names (or exchanging, or refusing to replace).
+
+        Raises:
+            NotFound, NameTooLong: as lookup; with EXCHANGE for the target too.
+            Exists: NOREPLACE, and there is something.
+            NotEmpty, NotADirectory, IsADirectory: what is there cannot be replaced by this.
+            InvalidArgument: a directory into itself.
+            NotPermitted: a file of the volume itself.
+            NoSpace, ReadOnly, TooManyLinks, LockBusy: as the other operations.
+        """
+        await self._renamer.rename(
+            Move(
+                source_parent=source_parent,
+                source_name=source_name,
+                target_parent=target_parent,
+                target_name=target_name,
+                flags=flags,
+            )
+        )
+
+    async def sync_directory(self, address: FdAddress) -> None:
+        """fsync(2) on a directory.
+
+        Durability: everything done on this host before the call.
+        """
+        await self._ground.metadata.sync()
+
+    # Parts.
+
+    def _opened(self, inode: Inode, *, writing: bool, append: bool) -> OpenFile:
+        return OpenFile(
+            ground=self._ground,
+            data=self._data,
+            inode=inode,
+            writing=writing,
+            append=append,
+            last_close=self.orphans.last_close,
+        )
+
+    def _node(self, entry: DirEntry) -> Inode:
+        """The node that an entry means; the dots say nothing new about generations."""
+        if entry.name in (DOT, DOT_DOT):
+            return self._table.get(entry.address)
+        return self._table.expect(entry.address, entry.generation, name=entry.name)
+
+    async def _make(self, parent: FdAddress, name: bytes, birth: Birth) -> Attributes:
+        inode = await self._creator.make(parent, name, birth, lambda _: None)
+        return await self._table.current(inode.address)
+
+    async def _on_named(self, parent: FdAddress, name: bytes, act: _Act) -> None:
+        """Hold a directory and what a name stands for there, and act on the two."""
+        self._ground.must_be_writable()
+        last = ""
+        for _ in range(ATTEMPTS_MAX):
+            entry = await self._directories.must_look(parent, name, LockMode.EXCLUSIVE)
+            wanted = dict.fromkeys((parent, self._node(entry).address), LockMode.EXCLUSIVE)
+            try:
+                async with self._table.held(wanted, label=text(name)) as nodes:
+                    directory, inode = nodes[parent], nodes[entry.address]
+                    if (await self._directories.entries(directory)).find(name) == entry:
+                        inode.must_be(entry.type)
+                        await act(directory, inode)
+                        return
+            except StaleHandle as stale:
+                if str(stale) == last:
+                    raise _dangling(entry) from stale
+                last = str(stale)
+        raise LockBusy(f"{text(name)!r}: the directory changes all the time")
+
+    async def _remove(self, directory: Inode, name: bytes, inode: Inode) -> None:
+        """Take a name out of a directory, and what it stood for with it. Both are held."""
+        removal = await self._removals.plan(inode)
+        is_directory = inode.is_directory
+        async with self._ground.allocator.reserve(free=removal.frees, label=text(name)) as grant:
+            await self._ground.room(grant.room + removal.room)
+            self._removals.stage(inode, removal, grant)
+            self._directories.remove(directory, name)
+            directory.loaded.add_links(-int(is_directory))
+            self._touch(directory)
+        await self._removals.finish(inode, removal)
+
+    def _touch(self, directory: Inode) -> None:
+        """Stage a directory whose entries have changed."""
+        now = self._ground.now()
+        directory.loaded.change(mtime=now, ctime=now)
+        directory.stage(self._ground.metadata)
+
+
+def _entry(inode: Inode, name: bytes) -> DirEntry:
+    desc = inode.desc
+    return DirEntry(type=desc.type, address=desc.address, generation=desc.generation, name=name)
+
+
+def _changed_fields(changes: AttributeChanges) -> dict[str, int]:
+    """The fields of the descriptor that are to change, size left aside."""
+    wanted = {
+        "mode": None if changes.mode is None else changes.mode & PERMISSION_BITS,
+        "uid": changes.uid,
+        "gid": changes.gid,
+        "mtime": None if changes.mtime is None else min(max(changes.mtime, 0), _TIME_MAX),
+        "atime": None if changes.atime is None else min(max(changes.atime, 0), _TIME_MAX),
+    }
+    return {field: value for field, value in wanted.items() if value is not None}
+
+
+def _dangling(entry: DirEntry) -> CorruptRecord:
+    return CorruptRecord(
+        DirEntry.NAME, entry.address, f"{text(entry.name)!r}", "a deleted file", "a file"
+    )

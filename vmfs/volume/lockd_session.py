@@ -1,0 +1,117 @@
+"""How a volume reaches lockd, and the locks of one mount on top of that session."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from lockd.client import Event, HostIdentity, LockClient, connect
+from vmfs.device.window import Window
+from vmfs.ids import VmfsUuid
+from vmfs.locks.heartbeat import Mount
+from vmfs.locks.nexus import LockdEvents
+from vmfs.locks.permit import GuardedDevice, Permit
+from vmfs.locks.service import BlockMap, lockd_errors
+from vmfs.locks.writers import AtsWriter, RecordWriter, ReservationWriter
+from vmfs.ondisk.descriptor import LockProtocol
+from vmfs.ondisk.heartbeat import HostInfo
+from vmfs.volume.timing import Timing
+
+Connect = Callable[[Callable[[Event], None]], AbstractAsyncContextManager[LockClient]]
+"""Opens the nexus; called with what takes lockd's events."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockdSession:
+    """Who this mount is, and how it opens its nexus."""
+
+    host: HostIdentity
+    connect: Connect
+
+
+def unix_lockd(socket_path: str | Path, host: HostIdentity, lun: str) -> LockdSession:
+    """The session with the lockd that listens at `socket_path` and serves `lun`."""
+    return LockdSession(host=host, connect=partial(_connect, socket_path, host, lun))
+
+
+def _connect(
+    socket_path: str | Path, host: HostIdentity, lun: str, on_event: Callable[[Event], None]
+) -> AbstractAsyncContextManager[LockClient]:
+    return connect(socket_path, host, lun, on_event)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nexus:
+    """One open session, with what every floor above needs of it."""
+
+    client: LockClient
+    events: LockdEvents
+    permit: Permit
+    device: GuardedDevice  # the logical volume; nothing is written but through this
+    blocks: BlockMap
+    writer: RecordWriter
+    mount: Mount
+
+
+@asynccontextmanager
+async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
+    session: LockdSession,
+    lv: Window,
+    *,
+    protocol: LockProtocol,
+    timing: Timing,
+    rng: Random,
+    on_lost: Callable[[str], None],
+) -> AsyncIterator[Nexus]:
+    """Register with lockd, and get the permit for the LUN.
+
+    Args:
+        session: who, and where.
+        lv: the logical volume on the LUN.
+        protocol: how lock records are changed, as the volume says.
+        timing: written into the heartbeat slot, for others to read.
+        rng: for pauses.
+        on_lost: told when the nexus is gone, or fenced; all I/O has been stopped by then.
+
+    Raises:
+        LockServiceError: lockd is not there, or refused (another process is this host).
+        LeaseLost: this start of the host was fenced.
+    """
+    events = LockdEvents(on_lost=on_lost)
+    async with AsyncExitStack() as stack:
+        with lockd_errors(f"registering as {session.host.name}"):
+            client = await stack.enter_async_context(session.connect(events))
+        permit = Permit(returned=client.returned, granted=client.permit)
+        device = GuardedDevice(lv, permit)
+        blocks = BlockMap(lv.offset)
+        writer: RecordWriter
+        if protocol is LockProtocol.RESERVATION:
+            writer = ReservationWriter(device=lv, permit=permit, service=client, rng=rng)
+        else:
+            writer = AtsWriter(device=device, service=client, blocks=blocks, rng=rng)
+        events.attach(permit=permit, writer=writer)
+        yield Nexus(
+            client=client,
+            events=events,
+            permit=permit,
+            device=device,
+            blocks=blocks,
+            writer=writer,
+            mount=_mount(session.host, timing),
+        )
+
+
+def _mount(host: HostIdentity, timing: Timing) -> Mount:
+    return Mount(
+        host_uuid=VmfsUuid(host.host_uuid),
+        info=HostInfo(
+            name=host.name,
+            pid=os.getpid(),
+            nonce=host.nonce,
+            interval_ms=int(timing.heartbeat * 1000),
+            lease_ms=int(timing.lease * 1000),
+        ),
+    )
