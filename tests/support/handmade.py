@@ -5,6 +5,7 @@ that do not change when the filesystem learns something. Names and contents are 
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -318,3 +319,15 @@ async def build_handmade(request: Request | None = None) -> HandMade:
     await volume.finish({"/dir/hard": "/sub"})
     volume.files["/dir/hard"] = small["/sub"]
     return volume
+
+
+async def save(lun: MemoryDevice, path: Path) -> None:
+    """Write a LUN into an image file, sparse: for commands, which take a path."""
+    step = MIB
+    with path.open("wb") as image:
+        image.truncate(lun.size)
+        for offset in range(0, lun.size, step):
+            data = await lun.read(offset, min(step, lun.size - offset))
+            if data.count(0) != len(data):
+                image.seek(offset)
+                image.write(data)

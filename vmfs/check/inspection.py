@@ -404,14 +404,14 @@ def parse_number(text: str) -> int:
     """A number as people copy it from messages: decimal, or hex with 0x.
 
     Raises:
-        InvalidArgument: it is none, or does not fit an address or offset.
+        InvalidArgument: it is none, or does not fit the 32 bits of an address.
     """
     try:
         value = int(text, 0)
     except ValueError:
         raise InvalidArgument(f"{text!r} is not a number (write hex as 0x...)") from None
-    if not 0 <= value < 1 << 64:
-        raise InvalidArgument(f"{text!r} is out of range")
+    if not 0 <= value < 1 << 32:
+        raise InvalidArgument(f"{text!r} is no address or number of 32 bits")
     return value
 
 
