@@ -1,4 +1,4 @@
-"""A Debian kernel boots from a `createType="vmfs"` VMDK on the mount, writes, and finds it again."""
+"""A Debian kernel boots from a `createType="vmfs"` VMDK on the mount, and finds what it wrote."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A mount is killed (SIGKILL) at random moments; the next one replays, and what was synced is there.
+"""A mount is killed (SIGKILL) at random moments; the next replays, and what was synced is there.
 
 The workload runs in threads of the test against the mount, and writes down what `fsync` has
 acknowledged. The moment of the kill is drawn from a seed and counted in operations, not in time;
@@ -25,7 +25,7 @@ NAMES = 12
 
 @dataclass
 class Journal:
-    """What one writer knows to be durable: the last content of each name that fsync acknowledged."""
+    """What one writer knows to be durable: the last content of each name that was fsynced."""
 
     durable: dict[str, bytes | None] = field(default_factory=dict)
     uncertain: dict[str, list[bytes | None]] = field(default_factory=dict)

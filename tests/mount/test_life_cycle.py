@@ -1,6 +1,8 @@
 """Mounting and unmounting: foreground, background, by mount(8), by signal, after crashes."""
 
+import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -40,6 +42,12 @@ def directory(tmp_path) -> Iterator[Path]:
     force_unmount(path)
 
 
+def close_quietly(fd: int) -> None:
+    """Close a file whose mount is gone: close(2) says so, and closes it."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
 def slots_in_use(ds: Datastore) -> str:
     """The lines of `vmfs locks ls` (but its heading): empty when nobody holds anything."""
     done = run_vmfs("locks", "ls", ds.lun)
@@ -53,7 +61,7 @@ def test_foreground_mount_says_ready_once_it_answers(ds, directory):
     try:
         line = process.wait_for("vmfs: ready:")
         assert "ds1 mounted on" in line
-        assert "as host h1 (slot 0)" in line
+        assert re.search(r"as host h1 \(slot \d+\)$", line.strip())
         assert os.statvfs(directory).f_namemax == 127
         process.stop()
     finally:
@@ -80,12 +88,12 @@ def test_signal_unmounts_cleanly_and_keeps_what_was_written(ds, number):
 
 def test_signal_while_files_are_open_ends_the_mount_all_the_same(ds):
     mount = ds.mount("open")
-    with (mount.path / "open").open("wb", buffering=0) as file:
-        file.write(b"data")
-        mount.stop()
-        with pytest.raises(OSError, match=r"not connected|abort"):
-            file.write(b"more")
-        file.close()
+    fd = os.open(mount.path / "open", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"data")
+    mount.stop()
+    with pytest.raises(OSError, match=r"not connected|abort"):
+        os.write(fd, b"more")
+    close_quietly(fd)
 
     again = ds.mount("open")
     assert (again.path / "open").read_bytes() == b"data"
@@ -258,10 +266,11 @@ def test_mount_8_runs_us_for_the_type_fuse_vmfs(ds, directory, tmp_path):
 
 def test_killed_mount_is_replayed_by_the_next(ds):
     mount = ds.mount("dies")
-    with (mount.path / "synced").open("wb", buffering=0) as file:
-        file.write(b"s" * 100_000)
-        os.fsync(file.fileno())
-        mount.kill()
+    fd = os.open(mount.path / "synced", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"s" * 100_000)
+    os.fsync(fd)
+    mount.kill()
+    close_quietly(fd)
 
     other = ds.mount("heir")
     assert (other.path / "synced").read_bytes() == b"s" * 100_000

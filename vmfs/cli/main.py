@@ -1,5 +1,7 @@
 """The command `vmfs`: nothing but the list of its commands, one file each."""
 
+import sys
+
 import click
 
 from vmfs.cli.check import check
@@ -7,8 +9,12 @@ from vmfs.cli.common import VmfsGroup
 from vmfs.cli.completion import completion
 from vmfs.cli.copy_out import cp
 from vmfs.cli.inspect import inspect
+from vmfs.cli.locks import lockmode, locks
 from vmfs.cli.mkfs import mkfs
+from vmfs.cli.mount import mount, mount_helper_arguments
 from vmfs.cli.read import cat, ls
+from vmfs.cli.status import status
+from vmfs.cli.unmount import umount
 
 
 @click.group(
@@ -29,9 +35,16 @@ cli.add_command(completion)
 cli.add_command(cp)
 cli.add_command(inspect)
 cli.add_command(ls)
+cli.add_command(lockmode)
+cli.add_command(locks)
 cli.add_command(mkfs)
+cli.add_command(mount)
+cli.add_command(status)
+cli.add_command(umount)
 
 
 def main() -> None:
-    """What the installed command runs."""
-    cli(prog_name="vmfs")
+    """What the installed command runs; mount(8) too, when fstab says `fuse.vmfs`."""
+    words = sys.argv[1:]
+    helper = mount_helper_arguments(words, commands=list(cli.commands))
+    cli(args=helper or words, prog_name="vmfs")

@@ -308,7 +308,8 @@ class Operations(pyfuse3.Operations):
         left = [handle.file for handle in self._files]
         left_directories = [handle.directory for handle in self._directories]
         self._files, self._directories = Handles(), Handles()
-        for item in (*left, *left_directories):
+        items: list[TreeFile | TreeDirectory] = [*left, *left_directories]
+        for item in items:
             try:
                 await item.release()
             except Exception:  # one that fails must not keep the others open
