@@ -215,7 +215,7 @@ class HeartbeatSlot:
         async def choose(image: bytes) -> bytes | None:
             return self._ours(image).beaten(int(self._clock() * 1e6)).pack()
 
-        image = await self._writer.update(self._record.lv_offset, choose, durable=False, label="")
+        image = await self._writer.update_own(self._record.lv_offset, choose)
         self._record = self._ours(image)
         self._beats += 1
 

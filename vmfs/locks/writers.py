@@ -77,6 +77,14 @@ class RecordWriter(Protocol):
         """
         ...
 
+    async def update_own(self, lv_offset: LvOffset, choose: Choose) -> bytes:
+        """As `update`, not durable, for this mount's own heartbeat slot.
+
+        Nobody else writes that as long as this host lives (others fence first), so it needs no
+        reservation: a beat must not stop the I/O of the whole cluster. `choose` does no I/O.
+        """
+        ...
+
 
 class AtsWriter:
     """Compare-and-write through lockd. Leaves every other host's I/O alone."""
@@ -97,9 +105,9 @@ class AtsWriter:
         lba = self._blocks.lba(lv_offset)
         text = clip_label(label)
         pauses = Pauses(self._rng)
-        unknowns = 0
+        miscompares = unknowns = 0
         current = await self._device.read(lv_offset, SECTOR_SIZE)
-        for _ in range(MISCOMPARES_MAX):
+        while miscompares <= MISCOMPARES_MAX and unknowns <= UNKNOWNS_MAX:
             new = await choose(current)
             if new is None or new == current:
                 return current
@@ -107,12 +115,11 @@ class AtsWriter:
             if isinstance(outcome, Good):
                 return new
             if isinstance(outcome, Miscompare):
+                miscompares += 1
                 current = outcome.current
             else:
                 if outcome is None:
                     unknowns += 1
-                    if unknowns > UNKNOWNS_MAX:
-                        raise LockServiceError(f"block {lba}: no outcome of a compare-and-write")
                 else:
                     await pauses.after_conflict(outcome)
                 current = await self._device.read(lv_offset, SECTOR_SIZE)
@@ -120,7 +127,14 @@ class AtsWriter:
                 # It did happen, and only the answer was lost. No other host can have written this
                 # image: it names us with a new token, or is free by our own hand.
                 return new
-        raise LockServiceError(f"block {lba}: changed by others {MISCOMPARES_MAX} times in a row")
+        raise LockServiceError(
+            f"block {lba}: no compare-and-write got through, {miscompares} were overtaken by "
+            f"other hosts and {unknowns} had no outcome"
+        )
+
+    async def update_own(self, lv_offset: LvOffset, choose: Choose) -> bytes:
+        """See `RecordWriter.update_own`: by compare-and-write as well, which costs the same."""
+        return await self.update(lv_offset, choose, durable=False, label="")
 
     async def _compare_and_write(
         self, lba: int, expected: bytes, new: bytes, *, durable: bool, label: str
@@ -179,6 +193,19 @@ class ReservationWriter:
                     return image
                 log.warning("reservation lost under a change lv_offset=%#x", lv_offset)
                 await pauses.after_conflict(Conflict(holder="a reset of the LUN"))
+
+    async def update_own(self, lv_offset: LvOffset, choose: Choose) -> bytes:
+        """See `RecordWriter.update_own`: a plain read and write under the permit."""
+        await self._permit.enter()
+        try:
+            current = await self._device.read(lv_offset, SECTOR_SIZE)
+            new = await choose(current)
+            if new is None:
+                return current
+            await self._device.write(lv_offset, new)
+            return new
+        finally:
+            self._permit.exit()
 
     async def _change(self, lv_offset: LvOffset, choose: Choose, *, durable: bool) -> bytes | None:
         """Read, choose, write. None: the reservation was lost before the write."""
