@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from tests.support.handmade import HandMade, build_handmade, save
 from vmfs.cli.main import cli
+from vmfs.units import MIB
 
 
 def vmfs(*args: object) -> Result:
