@@ -1,30 +1,88 @@
 """Volumes of several hosts on one LUN in memory, with the real lockd between them.
 
-    async with cluster_of_volumes() as lab:
-        async with lab.host("a") as a, lab.host("b") as b:
-            await a.namespace.mkdir(ROOT_ADDRESS, b"d", lab.creation())
+    async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
+        await a.namespace.mkdir(ROOT_ADDRESS, b"d", creation())
 
-`crash` ends a host as SIGKILL does: its tasks end where they are, nothing is written any more, and
-lockd sees the process exit.
+`lab.kill(a)` ends a host as SIGKILL does: not one byte of it reaches the LUN any more, and lockd
+sees the process exit. Its block ends without an error then.
 """
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
 from lockd.client import Event, HostIdentity, LockClient, connect_stream
+from lockd.state import ProcessId
 from tests.support.build import TIME, build_volume, tiny_request
+from tests.support.checked import assert_clean
 from tests.support.lockd import MemoryLockd
 from tests.support.lockservice import LUN, device_lockd
+from vmfs.device.base import Buffer
 from vmfs.device.memory import MemoryDevice
-from vmfs.files.attributes import Creation
+from vmfs.errors import DeviceError, VmfsError
+from vmfs.files.attributes import ROOT_ADDRESS, Attributes, Creation
 from vmfs.mkfs import Request
 from vmfs.volume import LockdSession, Timing, Volume, VolumeOptions
 
 LAZY = Timing(heartbeat=3.0, lease=16.0, commit=5.0, refresh=1000.0, close=60.0)
+
+
+class MortalDevice:
+    """The LUN as one host sees it: gone when the host is killed."""
+
+    def __init__(self, device: MemoryDevice) -> None:
+        self._device = device
+        self.dead = False
+
+    @property
+    def size(self) -> int:
+        return self._device.size
+
+    @property
+    def name(self) -> str:
+        return self._device.name
+
+    async def read(self, offset: int, length: int) -> bytes:
+        self._live("read")
+        return await self._device.read(offset, length)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        self._live("write")
+        await self._device.write(offset, data)
+
+    async def flush(self) -> None:
+        self._live("flush")
+        await self._device.flush()
+
+    async def write_zeroes(self, offset: int, length: int) -> None:
+        self._live("write_zeroes")
+        await self._device.write_zeroes(offset, length)
+
+    async def unmap(self, offset: int, length: int) -> None:
+        self._live("unmap")
+        await self._device.unmap(offset, length)
+
+    async def copy(self, source: int, target: int, length: int) -> None:
+        self._live("copy")
+        await self._device.copy(source, target, length)
+
+    async def aclose(self) -> None:
+        pass
+
+    def _live(self, verb: str) -> None:
+        if self.dead:
+            raise DeviceError(f"{verb}: this host was killed")
+
+
+@dataclass
+class _Host:
+    device: MortalDevice
+    process: ProcessId
+
+
+Connection = AbstractAsyncContextManager[LockClient]
 
 
 @dataclass
@@ -34,21 +92,20 @@ class VolumeLab:
     device: MemoryDevice
     lockd: MemoryLockd
     nonces: int = 0
-    exits: dict[str, Callable[[], None]] = field(default_factory=dict)
+    hosts: dict[int, _Host] = field(default_factory=dict)  # by id of the volume
 
     @asynccontextmanager
     async def host(self, name: str, *, read_only: bool = False) -> AsyncIterator[Volume]:
         """Open the volume as host `name`, until the end of the block."""
         self.nonces += 1
-        process = self.lockd.process()
+        host = _Host(MortalDevice(self.device), self.lockd.process())
         identity = HostIdentity(
             host_uuid=name.encode().ljust(16, b"."), name=name, nonce=self.nonces
         )
 
-        def connect(on_event: Callable[[Event], None]) -> "Connection":
-            return connect_stream(self.lockd.stream(process), identity, LUN, on_event)
+        def connect(on_event: Callable[[Event], None]) -> Connection:
+            return connect_stream(self.lockd.stream(host.process), identity, LUN, on_event)
 
-        self.exits[name] = partial(self.lockd.sessions.exit, process)
         options = VolumeOptions(
             read_only=read_only,
             timing=LAZY,
@@ -57,16 +114,54 @@ class VolumeLab:
             seed=self.nonces,
         )
         session = LockdSession(host=identity, connect=connect)
-        async with Volume.open(self.device, options, lockd=session) as volume:
-            yield volume
+        try:
+            async with Volume.open(host.device, options, lockd=session) as volume:
+                self.hosts[id(volume)] = host
+                yield volume
+        except VmfsError:
+            if not host.device.dead:
+                raise
 
+    def kill(self, volume: Volume) -> None:
+        """End a host where it stands."""
+        host = self.hosts[id(volume)]
+        host.device.dead = True
+        self.lockd.sessions.exit(host.process)
 
-Connection = AbstractAsyncContextManager[LockClient]
+    async def assert_clean(self) -> None:
+        """A check finds nothing; hosts that are still there have committed what they did."""
+        await assert_clean(self.device)
 
 
 def creation(mode: int = 0o644, *, uid: int = 0, gid: int = 0) -> Creation:
     """Whose a new object is."""
     return Creation(mode=mode, uid=uid, gid=gid)
+
+
+async def put(volume: Volume, name: bytes, data: bytes = b"") -> Attributes:
+    """A file with contents in the root, closed again."""
+    _, file = await volume.namespace.create(ROOT_ADDRESS, name, creation())
+    await file.write(0, data)
+    await file.release()
+    return file.attributes
+
+
+async def cat(volume: Volume, name: bytes) -> bytes:
+    """The contents of a file in the root."""
+    found = await volume.namespace.lookup(ROOT_ADDRESS, name)
+    file = await volume.namespace.open(found.address, writing=False)
+    try:
+        return await file.read(0, found.size)
+    finally:
+        await file.release()
+
+
+async def names(volume: Volume, address: int = ROOT_ADDRESS) -> list[bytes]:
+    """What a directory lists, the volume's own files left out."""
+    directory = await volume.namespace.open_directory(address)
+    listed = await directory.read(0)
+    await directory.release()
+    return [entry.name for _, entry in listed if not entry.name.endswith(b".sf")]
 
 
 @asynccontextmanager

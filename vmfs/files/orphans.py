@@ -85,5 +85,6 @@ class Orphans:
             if self._ground.orphans.find(entry.fd_address) == entry:
                 self._ground.orphans.remove(entry)
         finally:
+            left = self._ground.orphans.find(entry.fd_address) == entry
             contents = inode.contents
-            inode.orphaned = contents is not None and contents.desc.link_count == 0
+            inode.orphaned = left and contents is not None and contents.desc.link_count == 0

@@ -35,9 +35,9 @@ from vmfs.space.system_file import Addresses, ResourceFile, ResourceFiles, load_
 RESOURCE_FILES: Final[Mapping[AddressType, FdAddress]] = {
     AddressType.FB: FBB_FD,
     AddressType.FD: FDC_FD,
-    AddressType.SB: SBC_FD,
     AddressType.PB: PBC_FD,
     AddressType.PB2: PB2_FD,
+    AddressType.SB: SBC_FD,  # after PB: ESXi may list its blocks in pointer blocks
 }
 
 
@@ -106,6 +106,7 @@ async def read_structure(staging: Staging, descriptor: FsDescriptor) -> Structur
             pointers=area,
             block_size=descriptor.block_size,
             desc_offset=offset,
+            pointer_blocks=resources.get(AddressType.PB),
         )
     return Structure(descriptor=descriptor, parameters=descriptor.parameters(), resources=resources)
 
