@@ -23,6 +23,7 @@ from vmfs.device.base import Buffer
 from vmfs.device.memory import MemoryDevice
 from vmfs.errors import DeviceError, VmfsError
 from vmfs.files.attributes import ROOT_ADDRESS, Attributes, Creation
+from vmfs.ids import FdAddress
 from vmfs.mkfs import Request
 from vmfs.volume import LockdSession, Timing, Volume, VolumeOptions
 
@@ -156,7 +157,7 @@ async def cat(volume: Volume, name: bytes) -> bytes:
         await file.release()
 
 
-async def names(volume: Volume, address: int = ROOT_ADDRESS) -> list[bytes]:
+async def names(volume: Volume, address: FdAddress = ROOT_ADDRESS) -> list[bytes]:
     """What a directory lists, the volume's own files left out."""
     directory = await volume.namespace.open_directory(address)
     listed = await directory.read(0)
