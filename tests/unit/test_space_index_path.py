@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.file_desc import Zla
 from vmfs.space import index_path
 from vmfs.space.index_path import Shape
@@ -101,10 +100,10 @@ def test_level_past_the_largest_file_is_our_mistake():
 @pytest.mark.parametrize(
     ("source", "target", "expected"),
     [
-        (Zla.FB, Zla.FB, ()),
-        (Zla.FB, Zla.PB, (AddressType.PB,)),
-        (Zla.PB, Zla.DOUBLE, (AddressType.PB2,)),
-        (Zla.FB, Zla.DOUBLE, (AddressType.PB, AddressType.PB2)),
+        (Zla.FB, Zla.FB, 0),
+        (Zla.FB, Zla.PB, 1),
+        (Zla.PB, Zla.DOUBLE, 1),
+        (Zla.FB, Zla.DOUBLE, 2),
     ],
 )
 def test_new_levels_between_two(source, target, expected):

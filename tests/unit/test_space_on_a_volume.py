@@ -23,7 +23,7 @@ from vmfs.txn.transaction import Transactions
 from vmfs.units import GIB, MIB, TIB
 from vmfs.volume.structure import read_descriptor, read_journals, read_structure
 
-FB, PB, PB2 = AddressType.FB, AddressType.PB, AddressType.PB2
+FB, PB = AddressType.FB, AddressType.PB
 ADDRESS = FdAddress(FdAddr(cluster=0, resource=20).pack())
 
 
@@ -103,8 +103,8 @@ async def test_counts_of_a_fresh_volume_leave_out_what_the_volume_itself_uses():
         (256 * MIB - 1, Zla.FB, {FB: 1}),
         (256 * MIB, Zla.PB, {FB: 1, PB: 1}),
         (256 * GIB - 1, Zla.PB, {FB: 1, PB: 1}),
-        (256 * GIB, Zla.DOUBLE, {FB: 1, PB: 1, PB2: 1}),
-        (64 * TIB - 1, Zla.DOUBLE, {FB: 1, PB: 1, PB2: 1}),
+        (256 * GIB, Zla.DOUBLE, {FB: 1, PB: 2}),
+        (64 * TIB - 1, Zla.DOUBLE, {FB: 1, PB: 2}),
     ],
 )
 async def test_one_byte_at_each_border_of_the_format(offset, zla, want):

@@ -114,7 +114,7 @@ class Allocator:
 
     async def load_counts(self) -> None:
         """Read the free counts of all clusters: at mount, before anything else is asked."""
-        await self._ledger.counters.load(self._staging, self._files)
+        await self._ledger.count(self._files)
 
     async def refresh(self) -> None:
         """See what other hosts have taken and freed meanwhile: as `load_counts`."""
@@ -170,7 +170,7 @@ class Allocator:
                 asked |= whom
             elif not refreshed:
                 refreshed = True
-                await self._ledger.counters.load(self._staging, [short.kind])
+                await self._ledger.count([short.kind])
             else:
                 raise NoSpace(
                     f"{wanted[short.kind]} free {_NAMES[short.kind]} are needed, "

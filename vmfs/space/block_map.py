@@ -273,7 +273,9 @@ class BlockMap:
         if missing.free:
             grant.free(np.array(missing.free, dtype=np.uint32))
         draft = self._draft(
-            missing.zla, new=lambda kind: int(grant.take(kind, 1)[0]), tables=missing.tables
+            missing.zla,
+            new=lambda: int(grant.take(AddressType.PB, 1)[0]),
+            tables=missing.tables,
         )
         draft.raise_to(missing.zla)
         draft.touch(missing.blocks)
@@ -396,8 +398,8 @@ class BlockMap:
         visited: Mapping[int, Pointers] = {}
         if target is not self.zla or len(blocks) or len(zeroed):
 
-            def pretend(kind: AddressType) -> int:
-                want[kind] += 1
+            def pretend() -> int:
+                want[AddressType.PB] += 1
                 return want.total() << 3  # type 0: no real address looks so
 
             draft = self._draft(target, new=pretend, tables={})
@@ -426,7 +428,7 @@ class BlockMap:
         return target is not self.zla and self.zla in (Zla.RESIDENT, Zla.SB)
 
     def _draft(
-        self, target: Zla, *, new: Callable[[AddressType], int], tables: Mapping[int, Pointers]
+        self, target: Zla, *, new: Callable[[], int], tables: Mapping[int, Pointers]
     ) -> Draft:
         """The tree as a draft. Contents that move out of SB or RESIDENT start with an empty one."""
         moves = self._moves(target)

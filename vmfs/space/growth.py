@@ -52,12 +52,7 @@ class Missing:
     @property
     def room(self) -> int:
         """Bytes of pointer blocks that `install` stages at most."""
-        return POINTER_ROOM_PER_TABLE * (len(self.tables) + self.pointer_block_count)
-
-    @property
-    def pointer_block_count(self) -> int:
-        """New pointer blocks of either level."""
-        return self.want.get(AddressType.PB, 0) + self.want.get(AddressType.PB2, 0)
+        return POINTER_ROOM_PER_TABLE * (len(self.tables) + self.want.get(AddressType.PB, 0))
 
 
 POINTER_ROOM_PER_TABLE: Final = 4096
@@ -74,7 +69,7 @@ class Draft:
         pointers: Pointers,
         shape: Shape,
         lookup: Callable[[int], Pointers],
-        new: Callable[[AddressType], int],
+        new: Callable[[], int],
     ) -> None:
         """Start from a tree of level FB, PB, DOUBLE or SB.
 
@@ -83,7 +78,7 @@ class Draft:
             pointers: its slots.
             shape: its widths.
             lookup: the contents of a pointer block, by address.
-            new: a new pointer block of that kind.
+            new: the address of a new pointer block.
         """
         self.zla = zla
         self.pointers = pointers.copy()
@@ -96,9 +91,10 @@ class Draft:
 
     def raise_to(self, target: Zla) -> None:
         """Grow to a higher level; block indices stay what they were."""
-        for kind in index_path.new_levels(self.zla, target) if target is not self.zla else ():
-            if self.pointers.any():
-                address = self._make(kind, index_path.lift(self.pointers, self._shape))
+        levels = index_path.new_levels(self.zla, target) if target is not self.zla else 0
+        if self.pointers.any():
+            for _ in range(levels):
+                address = self._make(index_path.lift(self.pointers, self._shape))
                 self.pointers[:] = 0
                 self.pointers[0] = address
         self.zla = target
@@ -154,18 +150,18 @@ class Draft:
             return 0
         address = int(self.pointers[path[0]])
         if address == 0:
-            address = self._make(index_path.slot_type(self.zla), self._empty())
+            address = self._make(self._empty())
             self.pointers[path[0]] = address
         for step in path[1:]:
             below = int(self._table(address)[step])
             if below == 0:
-                below = self._make(AddressType.PB, self._empty())
+                below = self._make(self._empty())
                 self._writable(address)[step] = below
             address = below
         return address
 
-    def _make(self, kind: AddressType, contents: Pointers) -> int:
-        address = self._new(kind)
+    def _make(self, contents: Pointers) -> int:
+        address = self._new()
         self.changed[address] = contents
         self.made.add(address)
         return address

@@ -2,12 +2,16 @@
 
     FB       slot ─► file block                                  256 blocks       256 MiB
     PB       slot ─► pointer block ─► file block                 256 x 1024       256 GiB
-    DOUBLE   slot ─► PB2 ─► pointer block ─► file block          256 x 1024 x 1024
+    DOUBLE   slot ─► pointer block ─► pointer block ─► file block    256 x 1024 x 1024
 
 with the 256 slots of a file descriptor, 1024 addresses in a pointer block, and 1 MiB blocks.
 DOUBLE could name 2^28 blocks; the format ends a file at 64 TiB (`FILE_SIZE_MAX`), as the 26-bit
 block number ends a volume, so only its first 64 slots are ever used. A sub-block file (SB) has one
 slot, a directory made elsewhere several; a resident file (RESIDENT) has no pointers at all.
+
+The upper pointer blocks of a DOUBLE file come from `.pbc.sf` like the lower ones: a genuine ESXi
+volume has them so (its `.pb2.sf` holds only 256, which four large files would use up). Those from
+`.pb2.sf` are read all the same.
 
 A file only ever grows upwards: RESIDENT, SB, FB, PB, DOUBLE. On the way up, all slots move into
 the first pointer block of the new level (`lift`), and slot 0 names that; block indices stay.
@@ -29,11 +33,16 @@ Pointers = NDArray[np.uint32]
 _DEPTH: Final = {Zla.SB: 0, Zla.FB: 0, Zla.PB: 1, Zla.DOUBLE: 2}
 _BY_REACH: Final = (Zla.FB, Zla.PB, Zla.DOUBLE)
 _LEVELS: Final = (Zla.RESIDENT, Zla.SB, *_BY_REACH)
-_SLOT_TYPE: Final = {
-    Zla.SB: AddressType.SB,
-    Zla.FB: AddressType.FB,
-    Zla.PB: AddressType.PB,
-    Zla.DOUBLE: AddressType.PB2,
+POINTER_BLOCKS: Final = (AddressType.PB, AddressType.PB2)
+"""What may stand where a pointer block is expected."""
+
+FILE_BLOCKS: Final = (AddressType.FB,)
+
+_SLOT_TYPES: Final = {
+    Zla.SB: (AddressType.SB,),
+    Zla.FB: FILE_BLOCKS,
+    Zla.PB: POINTER_BLOCKS,
+    Zla.DOUBLE: POINTER_BLOCKS,
 }
 
 
@@ -52,9 +61,7 @@ class Shape:
 class Leaf:
     """The part of a range of file blocks whose addresses stand side by side in one place."""
 
-    path: tuple[
-        int, ...
-    ]  # the slot, and the index in the PB2, of the pointer block; () = the slots
+    path: tuple[int, ...]  # of the pointer block: slot, index in the upper one; () is the slots
     first: int  # index of the first address in that place
     start: int  # file block index of the first address
     count: int
@@ -65,9 +72,9 @@ def depth(zla: Zla) -> int:
     return _DEPTH[zla]
 
 
-def slot_type(zla: Zla) -> AddressType:
-    """What the slots of such a file hold."""
-    return _SLOT_TYPE[zla]
+def slot_types(zla: Zla) -> tuple[AddressType, ...]:
+    """What the slots of such a file may hold."""
+    return _SLOT_TYPES[zla]
 
 
 def reach(zla: Zla, shape: Shape) -> int:
@@ -104,7 +111,7 @@ def path(zla: Zla, block_index: int, shape: Shape) -> tuple[int, ...]:
     """The way to a block: its slot, then the index in every pointer block below.
 
     Returns:
-        `(slot,)`, `(slot, index)` or `(slot, index in the PB2, index in the PB)`.
+        `(slot,)`, `(slot, index)` or `(slot, index in the upper block, index in the lower)`.
     """
     assert 0 <= block_index < reach(zla, shape), f"block {block_index} of a {zla.name} file"
     steps: list[int] = []
@@ -136,14 +143,12 @@ def leaves(zla: Zla, start: int, count: int, shape: Shape) -> Iterator[Leaf]:
         start += taken
 
 
-def new_levels(source: Zla, target: Zla) -> tuple[AddressType, ...]:
-    """The pointer blocks that a conversion needs when a slot is in use: lowest level first.
+def new_levels(source: Zla, target: Zla) -> int:
+    """How many pointer blocks a conversion between FB, PB and DOUBLE needs when a slot is used.
 
-    FB to PB: one PB takes over the slots. PB to DOUBLE: one PB2. FB to DOUBLE: both.
+    Each of them takes over the slots: FB to PB and PB to DOUBLE need one, FB to DOUBLE two.
     """
-    made = {Zla.PB: AddressType.PB, Zla.DOUBLE: AddressType.PB2}
-    between = _BY_REACH[_BY_REACH.index(source) + 1 : _BY_REACH.index(target) + 1]
-    return tuple(made[zla] for zla in between)
+    return _BY_REACH.index(target) - _BY_REACH.index(source)
 
 
 def lift(pointers: Pointers, shape: Shape) -> Pointers:

@@ -52,6 +52,16 @@ class Ledger:
         """Numbers of the clusters of one kind that are in memory, ascending."""
         return sorted(number for cached_kind, number in self._clusters if cached_kind is kind)
 
+    async def count(self, kinds: Iterable[AddressType]) -> None:
+        """Read the free counts of all clusters of these kinds.
+
+        Raises:
+            CorruptRecord, DeviceError: as `FreeCounters.load`.
+        """
+        await self.counters.load(self._staging, kinds)
+        for (kind, number), cluster in self._clusters.items():
+            self.counters.note(kind, number, cluster.meta.free)  # it may have changed meanwhile
+
     async def load(self, kind: AddressType, number: int, *, token: int) -> Cluster:
         """One cluster, from memory if its lock has not changed hands since it was read.
 

@@ -21,7 +21,7 @@ from vmfs.ondisk.file_desc import DATA_OFFSET, FileDesc, Zla
 from vmfs.space import index_path
 from vmfs.space.index_path import Pointers, Shape
 from vmfs.space.staging import Staging
-from vmfs.space.system_file import ResourceFile, ResourceFiles
+from vmfs.space.system_file import ResourceFiles
 from vmfs.units import SECTOR_SIZE
 
 TABLES_MAX: Final = 256
@@ -55,6 +55,7 @@ class PointerTree:
         self._owner = desc.address
         self._staging = staging
         self._tables: dict[int, Pointers] = {}  # by address; least recently used first
+        self._sample: dict[int, int] = {}  # of each: index of some pointer that is in use, if any
         self._slots_checked = False
 
     @property
@@ -77,8 +78,7 @@ class PointerTree:
                 "which only VMFS-6 is known to use"
             )
         [(place, _), *_] = self.files[AddressType.FD].address_runs(self._owner)
-        kind = index_path.slot_type(self.zla)
-        _check_pointers(self.pointers, self.files[kind], LvOffset(place + DATA_OFFSET))
+        self._check(self.pointers, index_path.slot_types(self.zla), LvOffset(place + DATA_OFFSET))
         self._slots_checked = True
 
     async def load(self, start: int, count: int) -> None:
@@ -94,8 +94,8 @@ class PointerTree:
             for leaf in index_path.leaves(self.zla, start, count, self.shape):
                 complete &= not await self._load_leaf(leaf.path)
 
-    async def load_table(self, address: int, holds: AddressType) -> Pointers:
-        """One pointer block, checked to hold addresses of kind `holds`.
+    async def load_table(self, address: int, holds: tuple[AddressType, ...]) -> Pointers:
+        """One pointer block, checked to hold addresses of the kinds `holds` and no others.
 
         Raises:
             CorruptRecord, DeviceError: as `load`.
@@ -107,10 +107,13 @@ class PointerTree:
             if version != self.version:
                 continue  # changed while this task read; what it has may be old
             table = np.frombuffer(data, dtype="<u4").astype(np.uint32)
-            _check_pointers(table, self.files[holds], file.address_runs(address)[0][0])
+            self._check(table, holds, file.address_runs(address)[0][0])
             self._keep(address, table)
         table = self._tables.pop(address)
         self._tables[address] = table
+        used = table[self._sample[address]]
+        if used and used & 7 not in holds:  # loaded before, as a block of another level
+            self._check(table, holds, file.address_runs(address)[0][0])
         return table
 
     def gather(self, start: int, count: int) -> Pointers:
@@ -149,6 +152,7 @@ class PointerTree:
     def forget(self, address: int) -> None:
         """That pointer block is no longer this file's."""
         self._tables.pop(address, None)
+        self._sample.pop(address, None)
 
     def stage(self, address: int, before: Pointers | None, after: Pointers) -> None:
         """Stage a pointer block: as a whole when it is new, else the sectors that changed."""
@@ -166,7 +170,7 @@ class PointerTree:
     async def _load_leaf(self, path: tuple[int, ...]) -> bool:
         """Load what is missing on the way to a leaf, and it; True when something was read."""
         address = int(self.pointers[path[0]]) if path else 0
-        kinds = (AddressType.PB, AddressType.FB)[-len(path) :] if path else ()
+        kinds = (index_path.POINTER_BLOCKS, index_path.FILE_BLOCKS)[-len(path) :] if path else ()
         waited = False
         for level, holds in enumerate(kinds, 1):
             if not address:
@@ -192,17 +196,21 @@ class PointerTree:
         table.flags.writeable = False
         self._tables.pop(address, None)
         self._tables[address] = table
+        self._sample[address] = int(table.argmax())
         while len(self._tables) > TABLES_MAX:
-            del self._tables[next(iter(self._tables))]
+            self.forget(next(iter(self._tables)))
 
-
-def _check_pointers(pointers: Pointers, file: ResourceFile, place: LvOffset) -> None:
-    wrong = file.first_wrong(pointers)
-    if wrong is not None:
-        raise CorruptRecord(
-            "pointer",
-            place + wrong * 4,
-            "address",
-            int(pointers[wrong]),
-            f"0, or one of the volume's {file.header.total} {file.kind.name}",
-        )
+    def _check(self, pointers: Pointers, kinds: tuple[AddressType, ...], place: LvOffset) -> None:
+        """Every pointer that stands at `place` is 0, or a resource of one of these kinds."""
+        wrong = pointers != 0
+        for kind in kinds:
+            wrong &= self.files[kind].wrong(pointers)
+        if wrong.any():
+            index = int(wrong.argmax())
+            raise CorruptRecord(
+                "pointer",
+                place + index * 4,
+                "address",
+                int(pointers[index]),
+                " or ".join(["0", *(f"a {kind.name} of the volume" for kind in kinds)]),
+            )

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from vmfs.errors import CorruptRecord, Unsupported
 from vmfs.ids import LvOffset
 from vmfs.locks.order import LockId, LockKind
+from vmfs.ondisk import pointer_block
 from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.file_desc import DATA_OFFSET, FileDesc, Zla
 from vmfs.ondisk.resource import CLUSTER_HEADER_SIZE, META_OFFSET, ResourceHeader
 from vmfs.space.staging import Staging
-from vmfs.units import SECTOR_SIZE
+from vmfs.units import SECTOR_SIZE, div_ceil
 
 Addresses = NDArray[np.uint32]
 Indices = NDArray[np.int64]
@@ -196,14 +197,19 @@ class ResourceFile:
             case _:
                 return values >> 6 & 0x3FFFFF, values >> 28
 
-    def first_wrong(self, addresses: Addresses) -> int | None:
-        """Index of the first that is neither 0 nor an address of a resource of this file."""
+    def wrong(self, addresses: Addresses) -> NDArray[np.bool_]:
+        """Where something stands that is neither 0 nor an address of a resource of this file."""
         clusters, resources = self.split(addresses)
         per_cluster = self.header.resources_per_cluster
         wrong = (addresses & np.uint32(_KIND_MASK)) != np.uint32(self.kind)
         wrong |= resources >= per_cluster
         wrong |= clusters * per_cluster + resources >= self.header.total
-        wrong &= addresses != 0
+        mask: NDArray[np.bool_] = wrong & (addresses != 0)
+        return mask
+
+    def first_wrong(self, addresses: Addresses) -> int | None:
+        """Index of the first that is wrong in that sense."""
+        wrong = self.wrong(addresses)
         return int(wrong.argmax()) if wrong.any() else None
 
     def _place(self, offset: int) -> LvOffset:
@@ -239,6 +245,7 @@ async def load_resource_file(  # noqa: PLR0913 - four of them describe one file
     pointers: Addresses,
     block_size: int,
     desc_offset: LvOffset,
+    pointer_blocks: ResourceFile | None = None,
 ) -> ResourceFile:
     """Read a resource file's header, and make its block list ready.
 
@@ -249,26 +256,35 @@ async def load_resource_file(  # noqa: PLR0913 - four of them describe one file
         pointers: the 256 addresses of its data area.
         block_size: of the volume, bytes.
         desc_offset: LV offset of the file descriptor, for messages.
+        pointer_blocks: the PB resource file, once it is known. ESXi lets `.sbc.sf` grow past 256
+            blocks, and then lists them in pointer blocks; the others always fit their descriptor.
 
     Raises:
-        Unsupported: its blocks are not listed in its descriptor (no ESXi volume has that).
+        Unsupported: its blocks are listed in another way.
         CorruptRecord: a pointer is no file block, or the header contradicts itself.
     """
-    if desc.zla != Zla.FB:
+    if desc.zla is Zla.PB and pointer_blocks is not None:
+        tables = pointers[: div_ceil(desc.length, block_size * pointer_block.POINTER_COUNT)]
+        _require_kind(tables, pointer_blocks, LvOffset(desc_offset + DATA_OFFSET))
+        bodies = [await pointer_blocks.read(staging, int(address)) for address in tables]
+        listed = np.frombuffer(b"".join(bodies), dtype="<u4").astype(np.uint32)
+    elif desc.zla is Zla.FB:
+        listed = pointers
+    else:
         raise Unsupported(
             f"the {kind.name} resource file has block list type {desc.zla.name}; "
-            "only files with direct blocks are known"
+            "only direct blocks are known, and one level of pointer blocks"
         )
-    count = min(-(-desc.length // block_size), len(pointers))
-    listed = pointers[:count]
+    count = min(div_ceil(desc.length, block_size), len(listed))
+    listed = listed[:count]
     wrong = (listed & np.uint32(_KIND_MASK)) != np.uint32(AddressType.FB)
     if count == 0 or wrong.any():
         index = int(wrong.argmax()) if count else 0
         raise CorruptRecord(
             FileDesc.NAME,
-            desc_offset + DATA_OFFSET + index * 4,
-            f"address {index} of the {kind.name} resource file",
-            int(pointers[index]),
+            desc_offset,
+            f"block {index} of the {kind.name} resource file",
+            int(listed[index]) if count else 0,
             "a file block (low digit 1)",
         )
     blocks = (listed >> np.uint32(6)).astype(np.int64)
@@ -287,6 +303,16 @@ async def load_resource_file(  # noqa: PLR0913 - four of them describe one file
             ResourceHeader.NAME, start, "resource size", header.resource_size, "0 only for blocks"
         )
     return ResourceFile(kind=kind, header=header, blocks=blocks, block_size=block_size)
+
+
+def _require_kind(addresses: Addresses, file: ResourceFile, place: LvOffset) -> None:
+    """Every one of these, which stand at `place`, is an address of `file`; 0 is none."""
+    wrong = file.first_wrong(addresses)
+    index = wrong if wrong is not None else int((addresses != 0).argmin()) if len(addresses) else 0
+    if wrong is not None or not addresses.all():
+        raise CorruptRecord(
+            "pointer", place + index * 4, "address", int(addresses[index]), file.kind.name
+        )
 
 
 assert META_OFFSET + SECTOR_SIZE == CLUSTER_HEADER_SIZE

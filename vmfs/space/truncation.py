@@ -28,8 +28,8 @@ FREE_BATCH_CLUSTERS_MAX: Final = 256
 FREE_BATCH_TABLES_MAX: Final = 16
 """Pointer blocks that one batch goes through, so that what it holds in memory is bounded too."""
 
-LoadTable = Callable[[int, AddressType], Awaitable[Pointers]]
-"""A pointer block by address, checked to hold addresses of that kind."""
+LoadTable = Callable[[int, tuple[AddressType, ...]], Awaitable[Pointers]]
+"""A pointer block by address, checked to hold addresses of these kinds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class TailCutter:
 
     async def _open(self, address: int, depth: int) -> tuple[Pointers, Pointers]:
         self._tables_seen += 1
-        holds = AddressType.FB if depth == 1 else AddressType.PB
+        holds = index_path.FILE_BLOCKS if depth == 1 else index_path.POINTER_BLOCKS
         before = await self._load(address, holds)
         return before, before.copy()
 
