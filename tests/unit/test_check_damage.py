@@ -11,6 +11,7 @@ from tests.support.checked import assert_clean, describe
 from tests.support.handmade import HandMade, build_handmade
 from tests.support.records import HOST_A, HOST_B
 from vmfs.check import CATALOGUE, Severity, check_device
+from vmfs.device.memory import MemoryDevice
 from vmfs.ids import SlotIndex
 from vmfs.ondisk.address import FbAddress
 from vmfs.ondisk.descriptor import DESCRIPTOR_OFFSET
@@ -33,7 +34,7 @@ from vmfs.ondisk.journal_rec import (
     half_of,
     pack_body,
 )
-from vmfs.ondisk.lvm import HEADER_OFFSET, VOLUME_TABLE
+from vmfs.ondisk.lvm import HEADER_OFFSET, LV_START, VOLUME_TABLE
 from vmfs.ondisk.orphan_rec import OrphanEntry, OrphanSector
 from vmfs.ondisk.resource import ClusterMeta
 from vmfs.units import MIB
@@ -692,3 +693,34 @@ def test_document_explains_every_code() -> None:
     for code, (severity, _) in CATALOGUE.items():
         section = text.split(f"### `{code}`")[1].split("\n### ")[0]
         assert severity.name.lower() in section.split("\n")[0], code
+
+
+class Mending(MemoryDevice):
+    """A LUN on which a live host puts something right between two looks."""
+
+    def __init__(self, volume: HandMade, offset: int, data: bytes) -> None:
+        super().__init__(volume.lun.size)
+        self._pages = volume.lun._pages
+        self._mend = LV_START + offset, data
+        self._looks = 0
+
+    async def read(self, offset: int, length: int) -> bytes:
+        if offset == 0:
+            self._looks += 1
+            if self._looks == 2:
+                await self.write(*self._mend)
+        return await super().read(offset, length)
+
+
+async def test_error_of_the_moment_on_a_live_volume_is_not_told() -> None:
+    volume = await build_handmade()
+    await use_slot(volume, 1)
+    at = volume.fd_offset("/sub") + 512
+    whole = await volume.lv.read(at, 512)
+    await volume.rewrite("/sub", link_count=7)
+    await volume.rewrite("/dir/one", link_count=8)
+
+    report = await check_device(Mending(volume, at, whole))
+
+    assert [found.path for found in report.errors] == ["/dir/one"]
+    assert report.counts == {"host-active": 1, "link-count": 1}

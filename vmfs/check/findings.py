@@ -134,6 +134,29 @@ class Report:
         """How many findings of a severity there are, those left out included."""
         return sum(count for code, count in self.counts.items() if CATALOGUE[code][0] is severity)
 
+    def confirmed_by(self, second: "Report") -> "Report":
+        """What a second look at a volume in use found again: the rest was of the moment.
+
+        Two findings are the same if code, place and file are; texts may count on.
+        """
+        again = {(found.code, found.address, found.fd) for found in second.findings}
+        kept = tuple(
+            found
+            for found in self.findings
+            if found.severity is Severity.INFO or (found.code, found.address, found.fd) in again
+        )
+        counts = dict(self.counts)
+        for code, count in self.counts.items():
+            told = sum(found.code == code for found in self.findings)
+            left = sum(found.code == code for found in kept)
+            # past the bound of what is told one by one, only the numbers can be held together
+            counts[code] = left if told == count else min(count, second.counts.get(code, 0))
+        return Report(
+            findings=kept,
+            counts={code: count for code, count in counts.items() if count},
+            statistics=second.statistics,
+        )
+
     @property
     def exit_status(self) -> int:
         """As fsck(8): 0 clean, 4 errors left uncorrected."""

@@ -37,6 +37,9 @@ def no_progress(_stage: str, _done: int, _total: int) -> None:
 async def check_device(device: Device, *, progress: Progress = no_progress) -> Report:
     """Check the volume on a LUN.
 
+    A volume that a host has open changes while it is read, so what looks like an error there is
+    looked at a second time, and only told if it is still to be seen.
+
     Args:
         device: the LUN: bare, or with an MBR or GPT partition.
         progress: called often, with what is being done.
@@ -45,6 +48,13 @@ async def check_device(device: Device, *, progress: Progress = no_progress) -> R
         NotVmfs, Unsupported: there is no VMFS-5 volume to check.
         DeviceError: the LUN cannot be read.
     """
+    report = await _check_once(device, progress)
+    if report.exit_status and "host-active" in report.counts:
+        return report.confirmed_by(await _check_once(device, progress))
+    return report
+
+
+async def _check_once(device: Device, progress: Progress) -> Report:
     findings = Findings()
     try:
         window = await find_lv(device)
