@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from dissect.vmfs import VMFS
+from dissect.vmfs import VMFS, lvm
+from dissect.vmfs.descriptor import FileDescriptor
 
 from tests.support.mounts import datastore, force_unmount, run
 from vmfs.units import GIB, MIB
@@ -83,15 +84,20 @@ def fsck_totals(lun: Path) -> dict[str, int]:
     return {name: int(re.search(rf"{name}\s*:\s*(\d+)", printed)[1]) for name in FSCK_TOTALS}
 
 
-def dissect_hash(volume: VMFS, name: str, *, bounds: tuple[tuple[int, int], ...] = ()) -> str:
-    file = volume.get(f"/{name}").open()
-    digest = hashlib.sha256()
-    for start, length in bounds:
-        file.seek(start)
-        digest.update(file.read(length))
-    while not bounds and (data := file.read(MIB)):
-        digest.update(data)
-    return digest.hexdigest()
+def dissect_hashes(directory: FileDescriptor, prefix: str = "") -> dict[str, str]:
+    """The same as `hashes`, by one walk: dissect looks a path up by reading whole directories."""
+    found = {}
+    for entry in directory.iterdir():
+        node, name = entry.file_descriptor, prefix + entry.name
+        if entry.name in (".", "..") or node.is_system() or name == DOUBLE:
+            continue
+        if node.is_dir():
+            found |= dissect_hashes(node, f"{name}/")
+        elif node.is_symlink():
+            found[name] = f"-> {node.link}"
+        else:
+            found[name] = hashlib.sha256(node.open().read()).hexdigest()
+    return found
 
 
 @pytest.fixture(scope="module", params=["resident", "no-resident"])
@@ -136,22 +142,15 @@ def test_fsck_vmfs_finds_nothing_when_no_file_is_resident(written):
 
     if kind == "no-resident":
         assert totals == dict.fromkeys(FSCK_TOTALS, 0)
-    else:  # it takes a resident file's content, and a double-indirect file's blocks, for errors
-        alarms = {"Unallocated blocks", "Lost blocks"}
-        assert {name for name, count in totals.items() if count} <= alarms
+    else:  # it takes the first bytes of a resident file for a block or inode address
+        assert totals["Undefined inodes"] == totals["Directory errors"] == 0
 
 
 def test_dissect_reads_the_same_double_indirect_too(written):
     kind, lun, expected = written
     with lun.open("rb") as file:
-        volume = VMFS(file)
-        found = {}
-        for name, wanted in expected.items():
-            if wanted.startswith("-> "):
-                found[name] = f"-> {volume.get(f'/{name}').link}"
-            else:
-                found[name] = dissect_hash(volume, name)
-        assert found == expected
+        volume = VMFS(lvm.LVM([file]).volumes[0].open())
+        assert dissect_hashes(volume.get("/")) == expected
         if kind == "resident":
             entry = volume.get(f"/{DOUBLE}")
             assert entry.size == 700 * GIB + 450
