@@ -39,12 +39,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmfs.errors import FileTooBig, NotSupported
+from vmfs.ids import LvOffset
 from vmfs.ondisk.address import AddressType, tbz_mask
-from vmfs.ondisk.file_desc import FileDesc, Zla
+from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 from vmfs.space import index_path
 from vmfs.space.extent import Extent, ExtentKind, block_extents, clip
 from vmfs.space.grant import Grant
-from vmfs.space.growth import Draft, Indices, Missing
+from vmfs.space.growth import Draft, Indices, Missing, nothing_missing
 from vmfs.space.index_path import Pointers, Shape
 from vmfs.space.pointer_tree import LOAD_TABLES_MAX, PointerTree
 from vmfs.space.staging import Staging
@@ -55,7 +56,9 @@ from vmfs.units import div_ceil
 _FULL: Final = Shape()
 _NO_BLOCKS: Final = np.empty(0, dtype=np.int64)
 _NO_ADDRESSES: Final = np.empty(0, dtype=np.uint32)
-_TBZ: Final = np.uint32(1 << 5)
+_TBZ_BIT: Final = 1 << 5
+_TBZ: Final = np.uint32(_TBZ_BIT)
+_KIND_AND_FLAGS: Final = 0x3F
 
 
 class BlockMap:
@@ -89,6 +92,8 @@ class BlockMap:
         )
         self._files = files
         self._shape = shape
+        self._file_block = files[AddressType.FB].resource_size
+        self._sub_block = files[AddressType.SB].resource_size
         self._allocated = desc.allocated_blocks
         self._tbz = desc.tbz_blocks
 
@@ -130,12 +135,13 @@ class BlockMap:
         """The descriptor with level, block size and counts as they are now."""
         size = self.block_size
         shift = size.bit_length() - 1
+        in_sub_blocks = self.zla is Zla.SB and desc.type is FileType.DIRECTORY
         return dataclasses.replace(
             desc,
             zla=self.zla,
             block_size=size,
             block_shift=shift,
-            tbz_shift=shift,
+            tbz_shift=(size if in_sub_blocks else self._file_block).bit_length() - 1,
             allocated_blocks=self._allocated,
             new_blocks=self._allocated,
             tbz_blocks=self._tbz,
@@ -181,6 +187,8 @@ class BlockMap:
             whole = Extent(kind=ExtentKind.RESIDENT, file_offset=offset, length=length)
             return [whole] if length else []
         start, count = self._block_range(offset, length)
+        if count == 1 and self.zla is not Zla.SB and offset + length <= self._reach:
+            return [self._extent_in(self._tree.at(start), offset, length)]
         addresses = self._tree.gather(start, count)
         if self.zla is Zla.SB:
             found = self._sub_block_extents(addresses, start)
@@ -216,6 +224,8 @@ class BlockMap:
         end = offset + length
         if end > self.file_size_max:
             raise FileTooBig(f"{end} bytes; files of this volume end at {self.file_size_max} bytes")
+        if self._is_in_place(offset, length):
+            return nothing_missing(self.zla, self._tree.version)
         target = self._level_for(offset, length)
         moves = self._moves(target)
         has_contents = file_length > 0 and (self.zla is Zla.RESIDENT or not self.empty)
@@ -337,8 +347,12 @@ class BlockMap:
     # The tree.
 
     def _unit(self, zla: Zla) -> int:
-        small = zla in (Zla.SB, Zla.RESIDENT)
-        return self._files[AddressType.SB if small else AddressType.FB].resource_size
+        return self._sub_block if zla in (Zla.SB, Zla.RESIDENT) else self._file_block
+
+    @property
+    def _reach(self) -> int:
+        """Bytes that the present level can name."""
+        return index_path.reach(self.zla, self._shape) * self.block_size
 
     def _block_range(self, offset: int, length: int) -> tuple[int, int]:
         """First block and number of blocks of a range, as far as the level reaches."""
@@ -346,6 +360,24 @@ class BlockMap:
         start = min(offset // self.block_size, limit)
         end = min(div_ceil(offset + length, self.block_size), limit) if length else start
         return start, end - start
+
+    def _is_in_place(self, offset: int, length: int) -> bool:
+        """Whether a range is in one file block that only waits for data: the common case, fast."""
+        if not length or self.zla not in (Zla.FB, Zla.PB, Zla.DOUBLE):
+            return False
+        block, within = divmod(offset, self._file_block)
+        if within + length > self._file_block or offset + length > self._reach:
+            return False
+        return self._tree.at(block) & _KIND_AND_FLAGS == AddressType.FB
+
+    def _extent_in(self, address: int, offset: int, length: int) -> Extent:
+        """A range inside one file block."""
+        kind, place = ExtentKind.HOLE, 0
+        if address:
+            kind = ExtentKind.ZERO if address & _TBZ_BIT else ExtentKind.DATA
+        if kind is ExtentKind.DATA:
+            place = (address >> 6) * self._file_block + offset % self._file_block
+        return Extent(kind=kind, file_offset=offset, length=length, lv_offset=LvOffset(place))
 
     def _sub_block_extents(self, addresses: Pointers, start: int) -> list[Extent]:
         file = self._files[AddressType.SB]

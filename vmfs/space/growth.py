@@ -22,6 +22,8 @@ from vmfs.space.system_file import is_cow
 Indices = NDArray[np.int64]
 
 _TBZ: Final = np.uint32(1 << 5)
+_NO_BLOCKS: Final = np.empty(0, dtype=np.int64)
+_NO_ADDRESSES: Final = np.empty(0, dtype=np.uint32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,23 @@ class Missing:
     def room(self) -> int:
         """Bytes of pointer blocks that `install` stages at most."""
         return POINTER_ROOM_PER_TABLE * (len(self.tables) + self.want.get(AddressType.PB, 0))
+
+
+def nothing_missing(zla: Zla, version: int) -> Missing:
+    """What a range lacks that can be written in place."""
+    return Missing(
+        zla=zla,
+        blocks=_NO_BLOCKS,
+        zeroed=_NO_BLOCKS,
+        zeroed_addresses=_NO_ADDRESSES,
+        carried=0,
+        want={},
+        free=(),
+        near=(),
+        tables={},
+        version=version,
+        converts=False,
+    )
 
 
 POINTER_ROOM_PER_TABLE: Final = 4096

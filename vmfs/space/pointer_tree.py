@@ -9,7 +9,7 @@ kind; the depth follows from the level alone, so damaged pointers cannot make a 
 `TABLES_MAX` pointer blocks stay in memory; tables are never written to, but replaced.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -88,6 +88,8 @@ class PointerTree:
             CorruptRecord: a pointer is damaged.
             DeviceError: a pointer block cannot be read.
         """
+        if index_path.depth(self.zla) == 0 or (count == 1 and self._has(start)):
+            return
         complete = False
         while not complete:  # until a pass finds all of them: others may be loading too
             complete = True
@@ -115,6 +117,12 @@ class PointerTree:
         if used and used & 7 not in holds:  # loaded before, as a block of another level
             self._check(table, holds, file.address_runs(address)[0][0])
         return table
+
+    def at(self, block: int) -> int:
+        """The address of one file block, which was loaded; 0 where there is none."""
+        *steps, last = index_path.path(self.zla, block, self.shape)
+        table = self._leaf(steps)
+        return 0 if table is None else int(table[last])
 
     def gather(self, start: int, count: int) -> Pointers:
         """The addresses of adjacent file blocks, which were loaded; 0 where there is none."""
@@ -180,7 +188,24 @@ class PointerTree:
             address = int(table[path[level]]) if level < len(path) else 0
         return waited
 
-    def _leaf(self, path: tuple[int, ...]) -> Pointers | None:
+    def _has(self, block: int) -> bool:
+        """Whether all on the way to one file block is in memory, and no damage was seen there."""
+        *steps, _ = index_path.path(self.zla, block, self.shape)
+        table = self.pointers
+        for level, step in enumerate(steps, 1):
+            address = int(table[step])
+            if not address:
+                return True
+            known = self._tables.get(address)
+            if known is None:
+                return False
+            used = int(known[self._sample[address]])
+            if used and (used & 7 == AddressType.FB) != (level == len(steps)):
+                return False
+            table = known
+        return True
+
+    def _leaf(self, path: Sequence[int]) -> Pointers | None:
         """What holds the addresses at `path`; None when there is no such pointer block."""
         table = self.pointers
         for step in path:
