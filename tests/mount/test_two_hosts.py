@@ -104,9 +104,9 @@ def test_busy_answer_names_the_path_in_the_log_and_the_holder(ds, names):
     with (here / "mine").open("wb"):
         assert errno_of_open(there / "mine", os.O_RDWR) == errno.EBUSY
 
-    line = ds.b.process.wait_for("busy:")
-    assert "path=/work/mine" in line
-    assert "a" in line.split("holder=")[1]
+    line = ds.b.process.wait_for("path=/work/mine")
+    assert "busy: verb=open" in line
+    assert f"holder=a (pid {ds.a.pid})" in line
 
 
 def test_file_that_both_read_is_not_busy_but_for_writers(ds, names):
@@ -201,3 +201,18 @@ def test_lockmode_of_a_volume_in_use_is_shown_but_not_changed(ds):
     assert mode in ds.directory.name
     assert refused.returncode == 1
     assert "unmount it everywhere" in refused.stderr
+
+
+def test_listing_shows_new_files_whose_descriptors_belonged_to_others_before(ds, names):
+    """Freed descriptors are used again: what this host knew under an address is somebody else."""
+    here, there = names
+    for _ in range(3):
+        for number in range(30):
+            (here / f"old-{number}").touch()
+        assert len(list(there.iterdir())) == 30
+        for number in range(30):
+            (here / f"old-{number}").unlink()
+            (here / f"new-{number}").write_bytes(b"n" * number)
+        assert {path.name for path in there.iterdir()} == {f"new-{n}" for n in range(30)}
+        assert all((there / f"new-{n}").stat().st_size == n for n in range(30))
+        run("sh", "-c", f"rm {here}/new-*")

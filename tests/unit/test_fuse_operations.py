@@ -154,3 +154,29 @@ async def test_times_that_the_format_cannot_hold_are_cut(monkeypatch):
 
     assert found.st_mtime_ns == 0
     assert found.st_atime_ns == ((1 << 32) - 1) * 1_000_000_000
+
+
+async def test_removed_directory_keeps_its_attributes_until_it_is_forgotten():
+    tree = ModelNamespace()
+    await tree.mkdir(ROOT_ADDRESS, b"d", CREATION)
+    operations = Operations(tree)
+    inode = (await operations.lookup(1, b"d", CTX)).st_ino
+    await operations.rmdir(1, b"d", CTX)
+
+    assert (await operations.getattr(inode, CTX)).st_nlink == 0
+
+    await operations.forget([(inode, 1)])
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await operations.getattr(inode, CTX)
+    assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("flags", [4, 8, 5])
+async def test_rename_flags_that_are_not_known_are_refused(flags):
+    tree = ModelNamespace()
+    await tree.mknod(ROOT_ADDRESS, b"f", CREATION)
+
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await Operations(tree).rename(1, b"f", 1, b"g", flags, CTX)
+
+    assert caught.value.errno == errno.EINVAL

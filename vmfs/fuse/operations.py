@@ -85,6 +85,7 @@ class Operations(pyfuse3.Operations):
         self._known = KnownNodes(ROOT_ADDRESS)
         self._files: Handles[_FileHandle] = Handles()
         self._directories: Handles[_DirectoryHandle] = Handles()
+        self._directories_seen: dict[FdAddress, Attributes] = {}  # as long as the kernel knows them
 
     # --- names ---
 
@@ -173,8 +174,20 @@ class Operations(pyfuse3.Operations):
 
     @answered(of_inode)
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        """Attributes as they are now."""
-        return entry_of(await self._namespace.getattr(_address(inode)))
+        """Attributes as they are now.
+
+        A directory that was removed while somebody is in it, or has it open, still has some.
+        """
+        address = _address(inode)
+        try:
+            attributes = await self._namespace.getattr(address)
+        except StaleHandle:
+            last = self._directories_seen.get(address)
+            if last is None:
+                raise
+            return entry_of(dataclasses.replace(last, link_count=0))
+        self._see(attributes)
+        return entry_of(attributes)
 
     @answered(of_inode)
     async def setattr(
@@ -281,12 +294,13 @@ class Operations(pyfuse3.Operations):
                 return
             for following, listed in names:
                 position = following
-                entry = await self._entry_of_name(listed)
+                entry = await self._entry_of_name(handle.address, listed)
                 if entry is None:
                     continue
                 if not pyfuse3.readdir_reply(token, listed.name, entry, following + _FIRST_NAME):
                     return
-                self._known.add(listed.address, parent=handle.address, name=listed.name)
+                address = _address(entry.st_ino)
+                self._known.add(address, parent=handle.address, name=listed.name)
 
     @answered(of_volume)
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -338,7 +352,15 @@ class Operations(pyfuse3.Operations):
     def _found(self, attributes: Attributes, parent: FdAddress, name: bytes) -> EntryAttributes:
         """Count the lookup that this reply is, and make the reply."""
         self._known.add(attributes.address, parent=parent, name=name)
+        self._see(attributes)
         return entry_of(attributes)
+
+    def _see(self, attributes: Attributes) -> None:
+        """Remember what a directory was like: removal frees its descriptor at once."""
+        if attributes.is_directory:
+            self._directories_seen[attributes.address] = attributes
+        else:
+            self._directories_seen.pop(attributes.address, None)
 
     def _opened(self, file: TreeFile, ctx: RequestContext) -> FileInfo:
         """A handle for `file`. Pages cached by an earlier open are dropped (keep_cache off)."""
@@ -354,6 +376,7 @@ class Operations(pyfuse3.Operations):
         )
 
     def _forget_node(self, address: FdAddress) -> None:
+        self._directories_seen.pop(address, None)
         try:
             self._namespace.forget(address)
         except Exception:
@@ -373,14 +396,17 @@ class Operations(pyfuse3.Operations):
         inode = known_nodes.inode_of(above, root=ROOT_ADDRESS)
         return pyfuse3.readdir_reply(token, b"..", bare_entry(inode, stat.S_IFDIR), _FIRST_NAME)
 
-    async def _entry_of_name(self, listed: ListedName) -> EntryAttributes | None:
+    async def _entry_of_name(self, parent: FdAddress, listed: ListedName) -> EntryAttributes | None:
         """The attributes of a listed name; None when it was deleted since.
+
+        By name, not by address: another host may have given the address to a new file, and it is
+        the look at the name that tells which of the two is meant from now on.
 
         One damaged descriptor must not hide all its neighbours: it is listed by number and type,
         and stat(2) on it says what is wrong.
         """
         try:
-            return entry_of(await self._namespace.getattr(listed.address))
+            attributes = await self._namespace.lookup(parent, listed.name)
         except (NotFound, StaleHandle):
             return None
         except CorruptRecord as error:
@@ -388,6 +414,8 @@ class Operations(pyfuse3.Operations):
             inode = known_nodes.inode_of(listed.address, root=ROOT_ADDRESS)
             is_directory = listed.type is FileType.DIRECTORY
             return bare_entry(inode, stat.S_IFDIR if is_directory else stat.S_IFREG)
+        self._see(attributes)
+        return entry_of(attributes)
 
     async def _stripped(self, address: FdAddress, changes: AttributeChanges) -> AttributeChanges:
         """The same changes, and set-user-ID and set-group-ID taken away from a regular file."""

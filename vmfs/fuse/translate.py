@@ -19,10 +19,16 @@ from vmfs.files.attributes import (
     VolumeStatistics,
 )
 from vmfs.fuse.known_nodes import inode_of
+from vmfs.units import MIB
 
 _NANOSECONDS: Final = 1_000_000_000
 _SECONDS_MAX: Final = (1 << 32) - 1  # the format keeps times as u32 seconds
-_RENAME_FLAGS: Final = RenameFlag.NOREPLACE | RenameFlag.EXCHANGE
+_RENAME_FLAGS: Final = int(
+    RenameFlag.NOREPLACE | RenameFlag.EXCHANGE
+)  # ~ of a Flag is not ~ of its number
+
+PREFERRED_SIZE: Final = MIB
+"""`st_blksize`: cp and its like then write in pieces as large as a request can be."""
 
 
 def entry_of(attributes: Attributes) -> pyfuse3.EntryAttributes:
@@ -38,7 +44,7 @@ def entry_of(attributes: Attributes) -> pyfuse3.EntryAttributes:
     entry.st_gid = attributes.gid
     entry.st_rdev = 0
     entry.st_size = attributes.size
-    entry.st_blksize = attributes.block_size
+    entry.st_blksize = PREFERRED_SIZE
     entry.st_blocks = attributes.blocks_512
     entry.st_atime_ns = attributes.atime * _NANOSECONDS
     entry.st_mtime_ns = attributes.mtime * _NANOSECONDS
