@@ -274,11 +274,12 @@ class Allocator:
         hints: dict[AddressType, Place] = {}
         for address in near:
             file = self._files.get(_kind(address))
-            value = np.array([address], dtype=np.uint32)
-            if file is None or file.first_wrong(value) is not None:
+            if file is None:
                 continue
-            clusters, resources = file.split(value)
-            cluster, resource = int(clusters[0]), int(resources[0]) + 1
+            cluster, resource = file.split_one(address)
+            if not file.header.contains(cluster, resource):
+                continue
+            resource += 1
             if resource == file.header.resources_per_cluster:
                 cluster, resource = cluster + 1, 0
             hints[file.kind] = cluster, resource

@@ -436,7 +436,7 @@ class BlockMap:
 
             draft = self._draft(target, new=pretend, tables={})
             draft.raise_to(target)
-            draft.touch(np.union1d(blocks, zeroed).astype(np.int64))
+            draft.touch(np.union1d(blocks, zeroed) if len(zeroed) else blocks)
             visited = draft.visited
         if len(blocks):
             want[AddressType.SB if target is Zla.SB else AddressType.FB] += len(blocks)

@@ -140,6 +140,8 @@ def group_by_cluster(files: ResourceFiles, addresses: Addresses) -> Groups:
         CorruptRecord: one is no resource of this volume.
     """
     groups: Groups = {}
+    if not len(addresses):
+        return groups
     known = np.zeros(len(addresses), dtype=np.bool_)
     for kind, file in files.items():
         mask = (addresses & np.uint32(7)) == np.uint32(kind)

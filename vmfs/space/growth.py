@@ -152,6 +152,8 @@ class Draft:
             return []
         if index_path.depth(self.zla) == 0:
             return [()]
+        if blocks[0] // self._shape.fanout == blocks[-1] // self._shape.fanout:
+            return [index_path.path(self.zla, int(blocks[0]), self._shape)[:-1]]
         firsts = np.unique(blocks // self._shape.fanout) * self._shape.fanout
         return [index_path.path(self.zla, int(first), self._shape)[:-1] for first in firsts]
 

@@ -16,7 +16,7 @@ opened: resource files do not move or grow while anybody has the volume open.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ from vmfs.units import SECTOR_SIZE, div_ceil
 
 Addresses = NDArray[np.uint32]
 Indices = NDArray[np.int64]
+_Values = TypeVar("_Values", int, Indices)
+
 Run = tuple[LvOffset, int]
 """LV offset and length in bytes."""
 
@@ -139,8 +141,7 @@ class ResourceFile:
 
     def address_runs(self, address: int) -> list[Run]:
         """As `resource_runs`, for a packed address (which must be one of this file)."""
-        clusters, resources = self.split(np.array([address], dtype=np.uint32))
-        return self.resource_runs(int(clusters[0]), int(resources[0]))
+        return self.resource_runs(*self.split_one(address))
 
     async def read(self, staging: Staging, address: int) -> bytes:
         """Read the whole body of a resource, staged changes included."""
@@ -158,8 +159,7 @@ class ResourceFile:
         """
         assert len(data) % SECTOR_SIZE == 0
         assert offset % SECTOR_SIZE == 0
-        clusters, resources = self.split(np.array([address], dtype=np.uint32))
-        body = self.header.resource_offset(int(clusters[0]), int(resources[0]))
+        body = self.header.resource_offset(*self.split_one(address))
         assert offset + len(data) <= self.header.resource_size
         position = 0
         for place, length in self.runs(body + offset, len(data)):
@@ -185,7 +185,13 @@ class ResourceFile:
 
     def split(self, addresses: Addresses) -> tuple[Indices, Indices]:
         """Clusters and resources of addresses of this kind; flags are ignored, ranges unchecked."""
-        values = addresses.astype(np.int64)
+        return self._split(addresses.astype(np.int64))
+
+    def split_one(self, address: int) -> tuple[int, int]:
+        """As `split`, for one."""
+        return self._split(address)
+
+    def _split(self, values: _Values) -> tuple[_Values, _Values]:
         match self.kind:
             case AddressType.FB:
                 per_cluster = self.header.resources_per_cluster
