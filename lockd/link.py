@@ -48,6 +48,10 @@ class Link(Protocol):
         """End the connection; both sides' `receive` return b""."""
         ...
 
+    async def aclose(self) -> None:
+        """The same, for an owner that cancels `run_backlog`: what is left is closed here."""
+        ...
+
 
 class _Backlog:
     """The bytes that wait, their bound, and who waits for more or for none."""
@@ -141,6 +145,11 @@ class SocketLink:
         trio.lowlevel.notify_closing(self._sock)
         self._sock.close()
 
+    async def aclose(self) -> None:
+        """The same, for an owner that cancels `run_backlog`: what is left is closed here."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
 
 class StreamLink:
     """A link over any trio stream, which it owns from now on."""
@@ -206,3 +215,8 @@ class StreamLink:
         self._backlog.lot.unpark_all()  # run_backlog closes the stream itself
         for scope in self._scopes:
             scope.cancel()
+
+    async def aclose(self) -> None:
+        """The same, for an owner that cancels `run_backlog`: what is left is closed here."""
+        self.close()
+        await trio.aclose_forcefully(self._stream)

@@ -93,7 +93,7 @@ async def _running(client: _Client, link: Link) -> AsyncIterator[_Client]:
                 failure = error
             nursery.cancel_scope.cancel()
     finally:
-        link.close()
+        await link.aclose()
     if failure is not None:
         raise failure
 

@@ -33,6 +33,14 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Garbled:
+    """What arrived is no message, or not one for lockd."""
+
+    session: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessExited:
     """A process was seen to exit, with `how` in words. It cannot write any more."""
 
@@ -78,6 +86,7 @@ Event = (
     SessionOpened
     | SessionClosed
     | Received
+    | Garbled
     | ProcessExited
     | KillFailed
     | LunSearched

@@ -5,6 +5,7 @@ from lockd.machine.events import (
     Event,
     Executed,
     Execution,
+    Garbled,
     HistoryReading,
     KillFailed,
     LunSearched,
@@ -24,7 +25,7 @@ from lockd.state import Moment, Session, State
 SOFTWARE = "lockd"
 
 
-def step(state: State, event: Event, now: Moment) -> Outcome:
+def step(state: State, event: Event, now: Moment) -> Outcome:  # noqa: C901 - a table
     """Let one event happen. Changes `state`, and says what the caller has to do (`Outcome`)."""
     turn = Turn(state, now)
     match event:
@@ -32,6 +33,9 @@ def step(state: State, event: Event, now: Moment) -> Outcome:
             _received(turn, event)
         case Executed():
             _executed(turn, event)
+        case Garbled():
+            if (session := state.sessions.get(event.session)) is not None:
+                _end_session(turn, session, event.reason)
         case SessionOpened():
             nexus.session_opened(turn, event.session, event.process)
         case SessionClosed():

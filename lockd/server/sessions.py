@@ -10,11 +10,10 @@ from typing import Final
 import trio
 
 from lockd.link import Link
-from lockd.machine import LunSearch, LunSearched, Received, SessionClosed, SessionOpened
-from lockd.protocol.codec import FrameReader, ProtocolError, decode, encode
-from lockd.protocol.limits import REQUEST_SIZE_MAX, TEXT_SIZE_MAX
-from lockd.protocol.messages import Refused, Request
-from lockd.protocol.terms import ErrorCode
+from lockd.machine import Garbled, LunSearch, LunSearched, Received, SessionClosed, SessionOpened
+from lockd.protocol.codec import FrameReader, ProtocolError, decode
+from lockd.protocol.limits import REQUEST_SIZE_MAX
+from lockd.protocol.messages import Request
 from lockd.server.engine import Engine
 from lockd.server.processes import Processes, find_openers
 from lockd.state import ProcessId
@@ -69,8 +68,8 @@ class Sessions:
             if link.overrun:
                 log.warning("session cut off: session=%d does not read what it is sent", session)
             del self._connections[session]
-            link.close()
             engine.submit(SessionClosed(session))
+            await link.aclose()
 
     def post(self, session: int, data: bytes) -> None:
         """Send frames to a session; nobody hears them if it has ended."""
@@ -117,5 +116,5 @@ async def _read(link: Link, session: int, engine: Engine) -> None:
                 engine.submit(Received(session, request_id, message))
     except ProtocolError as error:
         log.warning("session ended, not our protocol: session=%d error=%s", session, error)
-        text = str(error)[:TEXT_SIZE_MAX]
-        link.post(encode(0, Refused(code=ErrorCode.PROTOCOL, message=text)))
+        engine.submit(Garbled(session, str(error)))
+        await trio.sleep_forever()  # until `finish`, after the replies to what came before
