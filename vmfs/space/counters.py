@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
 from vmfs.ondisk.address import AddressType
@@ -83,6 +84,7 @@ class FreeCounters:
             runs = file.runs(file.header.cluster_offset(cluster), count * CLUSTER_HEADER_SIZE)
             data = b"".join([await staging.read(*run) for run in runs])
             self._note_headers(file, cluster, data)
+            await trio.lowlevel.checkpoint()  # large volumes take long; heartbeats go on
             cluster += count
 
     def _note_headers(self, file: ResourceFile, first: int, data: bytes) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vmfs.ondisk.address import AddressType, tbz_mask
 from vmfs.ondisk.file_desc import Zla
@@ -70,7 +71,7 @@ class TailCutter:
         self._load = load
         self._freed: list[Addresses] = []
         self._count = 0
-        self._clusters: set[tuple[int, int]] = set()
+        self._clusters: set[int] = set()
         self._tables_seen = 0
         self._changed: dict[int, tuple[Pointers, Pointers]] = {}
         self._blocks = 0
@@ -148,27 +149,24 @@ class TailCutter:
         if len(addresses):
             self._freed.append(addresses)
             self._count += len(addresses)
-            self._clusters |= set(self._cluster_keys(addresses))
+            self._clusters |= set(np.unique(self._cluster_keys(addresses)).tolist())
 
     def _affordable(self, addresses: Addresses) -> int:
         """How many of these, from the first on, still fit into the batch."""
-        limit = max(0, FREE_BATCH_MAX - self._count)
+        limit = min(max(0, FREE_BATCH_MAX - self._count), len(addresses))
+        if not limit:
+            return 0
+        keys = self._cluster_keys(addresses[:limit])
+        fresh = np.flatnonzero(~np.isin(keys, list(self._clusters)))
+        _, firsts = np.unique(keys[fresh], return_index=True)  # each new cluster's first block
         room = FREE_BATCH_CLUSTERS_MAX - len(self._clusters)
-        seen: set[tuple[int, int]] = set()
-        for position, key in enumerate(self._cluster_keys(addresses[:limit])):
-            if key not in self._clusters and key not in seen:
-                if len(seen) >= room:
-                    return position
-                seen.add(key)
-        return min(limit, len(addresses))
+        return limit if len(firsts) <= room else int(np.sort(fresh[firsts])[room])
 
-    def _cluster_keys(self, addresses: Addresses) -> list[tuple[int, int]]:
-        """The clusters of addresses of one kind, in their order."""
-        if not len(addresses):
-            return []
+    def _cluster_keys(self, addresses: Addresses) -> NDArray[np.int64]:
+        """One number for the cluster of each of these addresses, which are of one kind."""
         kind = AddressType(int(addresses[0]) & 7)
         clusters, _ = self._files[kind].split(addresses)
-        return [(int(kind), cluster) for cluster in clusters.tolist()]
+        return clusters << 3 | kind
 
     def _full(self) -> bool:
         return (
