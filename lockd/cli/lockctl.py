@@ -177,6 +177,7 @@ async def _watch(socket: Path, as_json: bool) -> None:
 
     async with observe(socket, on_event) as observer:
         await observer.watch()
+        click.echo(f"lockctl: watching lockd on {socket}; interrupt to end", err=True)
         async for entry in receive:
             _print_entry(entry, as_json=as_json)
     raise click.ClickException(
