@@ -39,6 +39,7 @@ TOTALS = {
     AddressType.FD: 8,
 }
 FILES = tiny_files(totals=TOTALS)
+PB = AddressType.PB
 SB = FILES[AddressType.SB]
 
 
@@ -204,6 +205,40 @@ async def test_cluster_behind_the_last_block_is_damage():
 async def test_damaged_resource_file_is_refused(desc, pointers, kind, error):
     with pytest.raises(error):
         await loaded(HEADER, desc, pointers, kind)
+
+
+async def test_block_list_in_pointer_blocks_is_followed():
+    staging = FakeStaging(Disk(FILES))
+    block = int(FILES[PB].pack(0, np.array([2]))[0])
+    FILES[PB].stage(staging, block, fb_addresses(5, 128).astype("<u4").tobytes())
+    staging.running[5 * BLOCK_SIZE] = HEADER.pack()
+
+    file = await load_resource_file(
+        staging,
+        kind=PB,
+        desc=listed(3 * BLOCK_SIZE, zla=Zla.PB),
+        pointers=np.array([block, *[0] * 255], dtype=np.uint32),
+        block_size=BLOCK_SIZE,
+        desc_offset=LvOffset(0x9000),
+        pointer_blocks=FILES[PB],
+    )
+
+    assert file.blocks.tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("slot", [0, 7, FbAddress(block=1).pack()])
+async def test_damaged_pointer_to_a_pointer_block_of_a_resource_file_is_refused(slot):
+    with pytest.raises(CorruptRecord, match="PB") as caught:
+        await load_resource_file(
+            FakeStaging(Disk(FILES)),
+            kind=PB,
+            desc=listed(3 * BLOCK_SIZE, zla=Zla.PB),
+            pointers=np.array([slot, *[0] * 255], dtype=np.uint32),
+            block_size=BLOCK_SIZE,
+            desc_offset=LvOffset(0x9000),
+            pointer_blocks=FILES[PB],
+        )
+    assert caught.value.address == 0x9400
 
 
 async def test_more_resources_than_an_address_can_tell_apart_is_damage():
