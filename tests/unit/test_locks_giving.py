@@ -338,3 +338,21 @@ async def test_unmounted_host_leaves_nothing_behind(autojump_clock: MockClock) -
 
         assert lab.lockd.state.last_ask == 0
         assert not (await lab.slot(a.slot.index)).is_in_use
+
+
+async def test_too_many_cached_locks_are_thinned_out(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmfs.locks.manager.LOCKS_KEPT_MAX", 40)
+    async with cluster() as lab:
+        a = await lab.host("a")
+        with await a.locks.acquire(lab.lock(0), EXCLUSIVE):
+            for number in range(1, 60):
+                await visit(a, lab.lock(number), EXCLUSIVE)
+                await wait_all_tasks_blocked()
+
+            kept = [held.lock.index for held in a.locks.snapshot()]
+
+        assert len(kept) <= 41
+        assert kept[0] == 0
+        assert kept[-1] == 59

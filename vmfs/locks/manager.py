@@ -63,6 +63,9 @@ ROUND_PAUSE_MAX: Final = 0.1
 HANDOVER_POLL: Final = 0.001
 """Seconds between two looks at a record that was just given up for another host."""
 
+LOCKS_KEPT_MAX: Final = 16_384
+"""Locks that may be cached at once. Each takes about 1 KiB of memory, and 0.1 ms at unmount."""
+
 RELEASES_MAX: Final = 16
 """Locks given up at once at unmount: enough to keep lockd busy."""
 
@@ -120,6 +123,7 @@ class LockManager:
         self._nursery: trio.Nursery | None = None
         self._early: list[Asked] = []
         self._ending = False
+        self._crowded = trio.Event()
 
     def set_hooks(
         self,
@@ -287,6 +291,8 @@ class LockManager:
     def _kept(self, lock: LockId) -> Iterator[Entry]:
         self._check_ending()
         entry = self._table.entry(lock)
+        if len(self._table.entries) > LOCKS_KEPT_MAX:
+            self._crowded.set()
         with self._table.kept(entry):
             yield entry
 
@@ -391,7 +397,10 @@ class LockManager:
             self._early.clear()
             task_status.started()
             try:
-                await trio.sleep_forever()
+                while True:
+                    await self._crowded.wait()
+                    await self._thin_out()
+                    self._crowded = trio.Event()
             finally:
                 self._nursery = None
 
@@ -412,6 +421,17 @@ class LockManager:
         except LockdError as error:
             # Whoever asked learns it from lockd's next incarnation, by asking again.
             log.warning("answer lost ask_id=%d reason=%r", asked.ask_id, str(error))
+
+    async def _thin_out(self) -> None:
+        """Give up a quarter of the cached locks, those that have been here longest."""
+        for entry in list(self._table.entries.values())[: LOCKS_KEPT_MAX // 4]:
+            if entry.is_idle() and entry.mode is not LockMode.FREE:
+                try:
+                    with self._table.kept(entry):
+                        await self._giving.close(entry, LockMode.FREE)
+                except VmfsError as error:
+                    log.warning("lock kept lock=%s error=%r", entry.lock, str(error))
+                    return
 
     async def forget(self, lock: LockId) -> bool:
         """See `Locks.forget`."""
