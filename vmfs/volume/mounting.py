@@ -188,13 +188,23 @@ async def _acquire(
 async def _recover(dead_hosts: DeadHosts, dead: Sequence[Heartbeat]) -> None:
     """Recover all that can be recovered now.
 
-    The others may be alive. If they are not, and hold something, whoever needs it meets them again.
+    Again while that helps: a host that died recovering another has to be recovered before that one
+    can be. The others may be alive. If they are not, and hold something, whoever needs it meets
+    them again.
     """
-    for slot in dead:
-        try:
-            await dead_hosts.recover(slot.index, slot)
-        except LockBusy as error:
-            _log.warning("slot not recovered slot=%d reason=%s", slot.index, error)
+    waiting = list(dead)
+    while waiting:
+        refused: list[tuple[Heartbeat, LockBusy]] = []
+        for slot in waiting:
+            try:
+                await dead_hosts.recover(slot.index, slot)
+            except LockBusy as error:
+                refused.append((slot, error))
+        if len(refused) == len(waiting):
+            for slot, reason in refused:
+                _log.warning("slot not recovered slot=%d reason=%s", slot.index, reason)
+            return
+        waiting = [slot for slot, _ in refused]
 
 
 def _dead_hosts(nexus: Nexus, journals: Journals, slot: HeartbeatSlot) -> DeadHosts:
