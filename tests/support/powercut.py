@@ -87,7 +87,9 @@ class Snapshot:
     def read(self, offset: int, length: int) -> bytes:
         """Any bytes."""
         start, end = align_down(offset, SECTOR_SIZE), align_up(offset + length, SECTOR_SIZE)
-        data = b"".join(map(self.sector, range(start // SECTOR_SIZE, end // SECTOR_SIZE)))
+        changed, unchanged, zero = self.changes.get, self.parent.get, ZERO_SECTOR
+        indices = range(start // SECTOR_SIZE, end // SECTOR_SIZE)
+        data = b"".join([changed(index) or unchanged(index, zero) for index in indices])
         return data[offset - start : offset - start + length]
 
     def with_sectors(self, sectors: dict[int, bytes]) -> "Snapshot":
@@ -194,6 +196,13 @@ class RecordingDevice:
         number = self._shared.flush_count
         self._shared.log.append(FlushBegan(number, self._host))
         await trio.lowlevel.checkpoint()
+        self._shared.log.append(FlushEnded(number, self._host))
+
+    def flush_at_once(self) -> None:
+        """A flush in whose middle nothing happens, for callers that cannot wait."""
+        self._shared.flush_count += 1
+        number = self._shared.flush_count
+        self._shared.log.append(FlushBegan(number, self._host))
         self._shared.log.append(FlushEnded(number, self._host))
 
     async def write_zeroes(self, offset: int, length: int) -> None:
@@ -340,8 +349,24 @@ def _joined(writes: dict[int, dict[int, bytes]]) -> dict[int, bytes]:
 class Explored:
     """How much an exploration has looked at."""
 
-    image_count: int
+    image_count: int  # images of crashes of the workload
     recovery_image_count: int  # images of crashes during recovery
+
+
+def _leaf(error: BaseException) -> BaseException:
+    """The one error that a task group wraps."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def _sample(images: Iterator[CrashImage], count: int, seed: int) -> list[CrashImage]:
+    """So many of them, in their order; always the last (nothing but the end is lost in it)."""
+    found = list(images)
+    if len(found) <= count:
+        return found
+    chosen = set(random.Random(seed).sample(range(len(found) - 1), count - 1))
+    return [image for index, image in enumerate(found) if index in chosen] + found[-1:]
 
 
 Recover = Callable[[RecordingDevice], Awaitable[None]]
@@ -356,6 +381,7 @@ async def explore(
     depth: int = 2,
     seed: int = 0,
     subset_count: int = 4,
+    image_count_max: int | None = None,
 ) -> Explored:
     """Recover from every crash of a workload, and with `depth` 2 from every crash of that.
 
@@ -366,6 +392,7 @@ async def explore(
         depth: 1: crash the workload; 2: crash recovery's own writes as well.
         seed: of the random subsets.
         subset_count: random subsets for each moment.
+        image_count_max: of the images of one log, look only at so many, chosen by the seed.
 
     Raises:
         AssertionError: naming the image, from the error of `recover` or `check`.
@@ -376,7 +403,8 @@ async def explore(
         log: list[Event], start: Snapshot, path: str, marks: tuple[object, ...], level: int
     ) -> None:
         rng = random.Random(seed)
-        for image in crash_images(log, start, rng=rng, subset_count=subset_count):
+        images = crash_images(log, start, rng=rng, subset_count=subset_count)
+        for image in images if image_count_max is None else _sample(images, image_count_max, seed):
             counts[level > 1] += 1
             device = RecordingDevice(image.snapshot)
             name = f"{path}{image.id}"
@@ -387,7 +415,7 @@ async def explore(
                 await check(device, known)
             except Exception as error:
                 raise AssertionError(
-                    f"crash image {name} (seed {seed}): {type(error).__name__}: {error}"
+                    f"crash image {name} (seed {seed}): {type(error).__name__}: {_leaf(error)}"
                 ) from error
             if level < depth and recovery_log:
                 await descend(recovery_log, image.snapshot, f"{name}/", known, level + 1)
