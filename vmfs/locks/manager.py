@@ -11,14 +11,10 @@ task at a time; whoever was just granted a lock has it pinned before anybody can
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    ExitStack,
-    asynccontextmanager,
-    contextmanager,
-)
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from random import Random
+from types import TracebackType
 from typing import Final
 
 import trio
@@ -84,6 +80,41 @@ class _Wait:
 
     def tell(self, waits_for: str) -> None:
         self.waits_for = waits_for
+
+
+class _Pinned:
+    """`LockManager.pinned`. A class, because it is on the way of every operation."""
+
+    __slots__ = ("_label", "_manager", "_pins", "_wanted")
+
+    def __init__(
+        self, manager: "LockManager", wanted: Mapping[LockId, LockMode], label: str
+    ) -> None:
+        self._manager = manager
+        self._wanted = wanted
+        self._label = label
+        self._pins: dict[LockId, Pin] = {}
+
+    async def __aenter__(self) -> Mapping[LockId, Pin]:
+        try:
+            for lock, mode in in_order(self._wanted):
+                self._pins[lock] = await self._manager.acquire(lock, mode, label=self._label)
+        except BaseException:
+            self._release()
+            raise
+        return self._pins
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        for pin in self._pins.values():
+            pin.release()
 
 
 class LockManager:
@@ -182,17 +213,7 @@ class LockManager:
         self, wanted: Mapping[LockId, LockMode], *, label: str = ""
     ) -> AbstractAsyncContextManager[Mapping[LockId, Pin]]:
         """See `Locks.pinned`."""
-        return self._pinned(wanted, label)
-
-    @asynccontextmanager
-    async def _pinned(
-        self, wanted: Mapping[LockId, LockMode], label: str
-    ) -> AsyncIterator[Mapping[LockId, Pin]]:
-        with ExitStack() as stack:
-            pins: dict[LockId, Pin] = {}
-            for lock, mode in in_order(wanted):
-                pins[lock] = stack.enter_context(await self.acquire(lock, mode, label=label))
-            yield pins
+        return _Pinned(self, wanted, label)
 
     async def _acquire_once(
         self, entry: Entry, mode: LockMode, label: str, wait: _Wait
