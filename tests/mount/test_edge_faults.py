@@ -3,8 +3,10 @@
 import errno
 import mmap
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,9 @@ class Edge:
         self._faults.unlink()
 
 
-@pytest.fixture(scope="module")
-def edge(tmp_path_factory) -> Iterator[Edge]:
-    edge = Edge(tmp_path_factory.mktemp("edge"))
+@contextmanager
+def running(directory: Path) -> Iterator[Edge]:
+    edge = Edge(directory)
     try:
         with watchdog(lambda: (force_unmount(edge.path), edge.process.kill()), seconds=120):
             edge.process.wait_for("ready")
@@ -44,6 +46,12 @@ def edge(tmp_path_factory) -> Iterator[Edge]:
     finally:
         force_unmount(edge.path)
         edge.process.kill()
+
+
+@pytest.fixture(scope="module")
+def edge(tmp_path_factory) -> Iterator[Edge]:
+    with running(tmp_path_factory.mktemp("edge")) as edge:
+        yield edge
 
 
 def _read(path: Path) -> None:
@@ -194,3 +202,45 @@ def test_mapped_file_is_read_and_written_through_the_mapping(edge, tree):
         pages.flush()
 
     assert path.read_bytes()[4096:4101] == b"hello"
+
+
+def test_stop_with_a_request_that_never_ends_drops_it(tmp_path):
+    with running(tmp_path) as edge:
+        (edge.path / "file").write_bytes(b"x")
+        held = os.open(edge.path / "file", os.O_RDONLY)
+        edge.fail("getattr hang")
+        waiting = subprocess.Popen(["stat", "-f", "-c", "%T", edge.path])
+        assert waiting.wait(30) == 0
+        waiting = subprocess.Popen(["stat", edge.path], stderr=subprocess.PIPE)
+        edge.process.wait_for("hanging")
+        edge.heal()
+
+        edge.process.stop()
+
+        assert b"stat" in waiting.communicate(timeout=30)[1]
+        assert waiting.returncode != 0
+        with suppress(OSError):
+            os.close(held)
+
+
+def test_forced_unmount_ends_the_process_cleanly(tmp_path):
+    with running(tmp_path) as edge:
+        (edge.path / "file").write_bytes(b"x")
+        held = os.open(edge.path / "file", os.O_RDONLY)
+
+        force_unmount(edge.path)
+
+        assert edge.process.wait() == 0
+        with suppress(OSError):
+            os.close(held)
+
+
+def test_lazy_unmount_serves_those_who_are_still_there_then_ends(tmp_path):
+    with running(tmp_path) as edge:
+        (edge.path / "file").write_bytes(b"contents")
+        with (edge.path / "file").open("rb", buffering=0) as file:
+            assert subprocess.run(["umount", "-l", edge.path], check=False).returncode == 0
+            assert not is_mounted(edge.path)
+            assert file.read() == b"contents"
+
+        assert edge.process.wait() == 0

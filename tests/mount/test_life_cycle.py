@@ -293,3 +293,35 @@ def test_mount_stopped_during_its_start_leaves_nothing(ds, directory):
     assert slots_in_use(ds) == ""
     with pytest.raises(ProcessFailed):
         process.wait_for("vmfs: ready:")
+
+
+def test_mount_point_of_a_dead_mount_says_so_and_umount_frees_it(ds):
+    mount = ds.mount("dead")
+    mount.process.kill()
+
+    refused = run_vmfs("mount", ds.lun, mount.path, "--lockd", ds.socket, "--host", "next")
+    status = run_vmfs("status")
+    freed = run_vmfs("umount", mount.path)
+
+    assert refused.returncode == 1
+    assert "umount it" in refused.stderr
+    line = next(line for line in status.stdout.splitlines() if str(mount.path) in line)
+    assert line.split()[-1] == "dead"
+    assert freed.returncode == 1
+    assert "replayed" in freed.stderr
+    assert not is_mounted(mount.path)
+    ds.mount("heir").stop()
+    ds.check()
+
+
+def test_status_shows_mounts_and_hosts(ds):
+    mount = ds.mount("seen")
+    here, hosts = run_vmfs("status"), run_vmfs("status", ds.lun)
+    mount.stop()
+
+    assert here.returncode == hosts.returncode == 0
+    line = next(line for line in here.stdout.splitlines() if str(mount.path) in line)
+    assert line.split()[1:4] == [str(ds.lun), "ds1", "seen"]
+    assert line.split()[-2:] == ["rw", "serving"]
+    assert f"seen  {mount.pid}" in hosts.stdout
+    assert run_vmfs("status", ds.lun).stdout == ""

@@ -3,7 +3,8 @@
     python -m tests.support.edge_mount DIR FAULTS
 
 While the file FAULTS exists, each line "verb" in it makes that method of the tree raise what is no
-`VmfsError`, and "verb NoSpace" one that is. Prints `ready` when the mount answers.
+`VmfsError`, and "verb NoSpace" one that is; "getattr hang" makes it wait for ever, as for a host
+that does not answer. Prints `ready` when the mount answers.
 """
 
 import logging
@@ -15,12 +16,30 @@ import trio
 
 import vmfs.errors
 from tests.support.model_namespace import ModelNamespace
+from vmfs.files.attributes import Attributes
 from vmfs.fuse.options import MountOptions
 from vmfs.fuse.serve import MountPlan, check_mount_point, serve
+from vmfs.ids import FdAddress
 
 
 class InjectedError(Exception):
     """What no handler expects."""
+
+
+class Tree(ModelNamespace):
+    """One that can hang."""
+
+    async def getattr(self, address: FdAddress) -> Attributes:
+        try:
+            return await super().getattr(address)
+        except HangInjected:
+            print("hanging", flush=True)
+            await trio.sleep_forever()
+            raise AssertionError("for ever has ended") from None
+
+
+class HangInjected(Exception):
+    """Wait for ever instead."""
 
 
 def main() -> None:
@@ -34,15 +53,19 @@ def main() -> None:
             return
         for line in lines:
             name, _, kind = line.partition(" ")
+            if name == verb and kind == "hang":
+                raise HangInjected
             if name == verb:
                 raise getattr(vmfs.errors, kind)("injected") if kind else InjectedError(verb)
 
     async def run() -> None:
         stop = trio.Event()
-        plan = MountPlan(mount_point=mount_point, source="model", options=MountOptions())
+        plan = MountPlan(
+            mount_point=mount_point, source="model", options=MountOptions(), drain_seconds=0.3
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_on_signal, stop)
-            tree = ModelNamespace(trip=trip)
+            tree = Tree(trip=trip)
             await serve(tree, plan, on_ready=lambda _: print("ready", flush=True), stop=stop)
             nursery.cancel_scope.cancel()
 

@@ -32,10 +32,10 @@ def umount(*, directory: Path, lazy: bool, force: bool) -> None:
     pidfd = _open_process(record)
     try:
         _unmount(entry.mount_point, lazy=lazy, force=force)
-        if record is None or pidfd is None:
-            click.echo(f"vmfs: unmounted: {directory}; nobody said who served it", err=True)
+        if record is None:
+            click.echo(f"vmfs: {directory} is unmounted; nobody said who served it", err=True)
             return
-        if not _wait(pidfd):
+        if pidfd is not None and not _wait(pidfd):
             raise DeviceError(
                 f"{directory} is unmounted, but process {record.pid} is still there after "
                 f"{WAIT_SECONDS:.0f} s; its locks may still be held"
@@ -43,12 +43,11 @@ def umount(*, directory: Path, lazy: bool, force: bool) -> None:
     finally:
         if pidfd is not None:
             os.close(pidfd)
-    left = record_path(os.makedev(entry.major, entry.minor))
-    if left.exists() and read_record(entry) == record:
-        left.unlink()
+    if read_record(entry) == record:  # who ends cleanly takes it away
+        record_path(os.makedev(entry.major, entry.minor)).unlink(missing_ok=True)
         raise DeviceError(
             f"{directory} is unmounted, but process {record.pid} did not end cleanly: its "
-            "journal will be replayed by the next mount; see its log"
+            "journal will be replayed by the next mount; its log says more"
         )
 
 

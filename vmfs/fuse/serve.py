@@ -16,7 +16,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from errno import EBUSY, EINVAL, ENOENT
+from errno import EBUSY, EINVAL, ENOENT, ENOTCONN
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -40,7 +40,7 @@ SYNC_SECONDS: Final = 30.0
 """How long stopping waits for dirty mapped pages to be written before it goes on without them."""
 
 DRAIN_SECONDS: Final = 10.0
-"""How long stopping waits for requests under way, of which one may be waiting for another host."""
+"""How long stopping waits for requests under way; one may be waiting for another host for ever."""
 
 _MNT_DETACH: Final = 2
 
@@ -58,7 +58,8 @@ def check_mount_point(mount_point: Path) -> Path:
         resolved = mount_point.resolve(strict=True)
         is_directory = resolved.is_dir()
     except OSError as error:
-        raise InvalidArgument(f"cannot mount on {mount_point}: {error.strerror}") from error
+        hint = ": a mount whose process died; umount it" if error.errno == ENOTCONN else ""
+        raise InvalidArgument(f"cannot mount on {mount_point}: {error.strerror}{hint}") from error
     if not is_directory:
         raise InvalidArgument(f"cannot mount on {mount_point}: it is no directory")
     return resolved
@@ -71,6 +72,7 @@ class MountPlan:
     mount_point: Path  # from `check_mount_point`
     source: str  # the LUN's path, for /proc/mounts
     options: MountOptions  # `read_only` as the volume really is
+    drain_seconds: float = DRAIN_SECONDS
 
 
 async def serve(
@@ -93,7 +95,7 @@ async def serve(
         pyfuse3.init(operations, str(mount_point), passed)
     except RuntimeError as error:
         raise DeviceError(f"cannot mount on {mount_point}: {error}") from error
-    unmount = _Unmount(mount_point)
+    unmount = _Unmount(plan)
     restore = _wait_fast() if options.fast else _nothing
     try:
         async with trio.open_nursery() as nursery:
@@ -149,8 +151,9 @@ def _nothing() -> None:
 class _Unmount:
     """Taking the mount away from within."""
 
-    def __init__(self, mount_point: Path) -> None:
-        self._mount_point = mount_point
+    def __init__(self, plan: MountPlan) -> None:
+        self._mount_point = plan.mount_point
+        self._drain_seconds = plan.drain_seconds
         self._libc = ctypes.CDLL(None, use_errno=True)  # its calls let go of the GIL
         self.done = False
 
@@ -166,7 +169,7 @@ class _Unmount:
         self.done = True
         if busy:
             pyfuse3.terminate()
-        await trio.sleep(DRAIN_SECONDS)  # the loop's end cancels this
+        await trio.sleep(self._drain_seconds)  # the loop's end cancels this
         log.warning("requests under way are dropped: mount_point=%s", self._mount_point)
         everything.cancel()
 
