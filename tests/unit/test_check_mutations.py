@@ -254,7 +254,7 @@ def test_mutated_records_of_one_type_never_break_a_reader(
 def test_mutated_records_never_break_a_reader(
     volume: HandMade, places: dict[str, list[int]]
 ) -> None:
-    @settings(max_examples=12)
+    @settings(max_examples=6)
     @given(st.sampled_from(KINDS), st.lists(MUTATION, min_size=1, max_size=3))
     def run(kind: str, mutations: list[tuple[int, int, bytes]]) -> None:
         trio.run(trial, volume, places[kind], mutations)
