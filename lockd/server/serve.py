@@ -107,7 +107,7 @@ def _find_hosts_again(state: State, processes: Processes, engine: Engine) -> Non
 
 
 def _open_lun(stack: ExitStack, name: str, path: Path) -> LunFile:
-    lun = LunFile.open(name, path)
+    lun = LunFile.open(name, path.absolute())
     stack.callback(lun.close)
     return lun
 

@@ -1,7 +1,9 @@
 """The wire: every message comes back as it was, and nothing else gets in."""
 
 import dataclasses
+import os
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -20,6 +22,7 @@ from lockd.protocol.codec import (
     pack_record,
     unpack_record,
 )
+from lockd.protocol.describe import BEGIN, END, tables
 from lockd.protocol.terms import AnswerKind, AskKind
 from lockd.state import HostRecord
 from tests.support.lockd_lab import Lab
@@ -301,3 +304,16 @@ def test_codes_are_stable() -> None:
         68: "FencedNotice",
         69: "EventNotice",
     }
+
+
+def test_the_document_has_the_tables_of_the_code() -> None:
+    """After a change: `VMFS_GOLDEN_REWRITE=1 scripts/test tests/unit/test_lockd_codec.py`."""
+    path = Path(__file__).parents[2] / "docs" / "protocol.md"
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    tables_there, after = rest.split(END)
+
+    if os.environ.get("VMFS_GOLDEN_REWRITE"):
+        text = f"{before}{BEGIN}\n\n{tables()}\n{END}{after}"
+        path.write_text(text, encoding="utf-8")
+        return
+    assert tables_there.strip() == tables().strip()

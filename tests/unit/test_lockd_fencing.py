@@ -3,6 +3,7 @@
 import pytest
 
 from lockd.protocol import messages as m
+from lockd.protocol.limits import EARLIER_STARTS_MAX
 from lockd.protocol.terms import AnswerKind, AskKind, ErrorCode, FenceResult, HostEnd
 from tests.support.lockd import identity
 from tests.support.lockd_lab import Lab, letter
@@ -352,3 +353,47 @@ def test_the_blocklist_outlives_lockd() -> None:
     lab.exit("esx1")
 
     assert answer(lab.reply("tool")).result is FenceResult.FENCED
+
+
+# --- earlier starts of a host ---------------------------------------------------------------------
+
+
+def started_again(times: int) -> Lab:
+    """esx1 in its start number `times` + 1 (so is its nonce); all before were killed."""
+    lab = Lab()
+    for nonce in range(1, times + 2):
+        lab.host("esx1", nonce=nonce)
+        if nonce <= times:
+            lab.hang_up("esx1")
+            lab.exit("esx1")
+    return lab
+
+
+def test_a_host_proves_its_own_earlier_starts_dead_without_a_search() -> None:
+    lab = started_again(3)
+
+    for nonce in (1, 2, 3):
+        assert answer(lab.ask("esx1", fence("esx1", nonce=nonce))).result is FenceResult.FENCED
+
+    assert lab.searched == []
+    assert refused(lab.ask("esx1", fence("esx1", nonce=4))) is ErrorCode.BAD_REQUEST
+
+
+def test_earlier_starts_are_known_after_a_restart_of_lockd() -> None:
+    lab = started_again(1)
+    lab.restart()
+    lab.host("esx2")
+
+    reply = answer(lab.ask("esx2", fence("esx1", nonce=1)))
+
+    assert reply.result is FenceResult.FENCED
+
+
+def test_only_so_many_earlier_starts_are_remembered() -> None:
+    lab = started_again(EARLIER_STARTS_MAX + 1)
+
+    assert lab.ask("esx1", fence("esx1", nonce=1)) is None  # it has to be searched for
+    lab.found()
+
+    assert answer(lab.reply("esx1")).result is FenceResult.FENCED
+    assert len(lab.state.hosts["ds1", uuid("esx1")].record.earlier_nonces) == EARLIER_STARTS_MAX
