@@ -193,7 +193,6 @@ class Volume:
         while metadata.failed is None and not self.lost_reason:
             try:
                 await self.namespace.orphans.finish_all()
-                await trio.sleep(timing.commit)
                 await metadata.commit()
                 self._table.prune()
                 if trio.current_time() - refreshed >= timing.refresh:
@@ -201,6 +200,7 @@ class Volume:
                     refreshed = trio.current_time()
             except VmfsError as error:
                 _log.error("housekeeping failed error=%s", error)
+            await trio.sleep(timing.commit)
         _log.error("housekeeping ended failed=%s lost=%r", metadata.failed, self.lost_reason)
 
     async def _close(self, mounted: Mounted, options: VolumeOptions) -> None:
