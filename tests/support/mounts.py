@@ -36,7 +36,7 @@ BIN: Final = Path(sys.executable).parent
 READY_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 30.0
 LIMIT_SECONDS: Final = 240.0
-ADDRESS_SPACE: Final = 3 << 30
+ADDRESS_SPACE: Final = 1 << 30
 
 _CLONE_NEWNS: Final = 0x00020000
 _MS_REC_PRIVATE: Final = 0x4000 | (1 << 18)
