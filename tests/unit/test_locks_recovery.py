@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.support.lockservice import Cluster, LockHost, cluster
-from vmfs.errors import LeaseLost, LockBusy
+from vmfs.errors import LeaseLost, LockBusy, LockServiceError
 from vmfs.locks.order import LockId
 from vmfs.ondisk.disk_lock import LockMode
 
@@ -185,6 +185,16 @@ async def test_live_host_is_not_taken_over(autojump_clock: MockClock) -> None:
             await a.recovery.take_over(b.slot.record)
 
         assert not (await lab.slot(b.slot.index)).replayer
+
+
+async def test_host_never_takes_over_its_own_slot(autojump_clock: MockClock) -> None:
+    async with cluster() as lab:
+        a = await lab.host("a")
+
+        with pytest.raises(LockServiceError, match="does not fence itself"):
+            await a.recovery.take_over(a.slot.record)
+
+        assert await lab.slot(a.slot.index) == a.slot.record
 
 
 async def test_slot_that_moved_on_needs_no_take_over(autojump_clock: MockClock) -> None:
