@@ -7,7 +7,7 @@ nearly all crash bugs of real filesystems show with three operations or fewer.
 import pytest
 import trio.testing
 
-from tests.support.crash_volume import Step, prepared_lun, recorded_lab, run
+from tests.support.crash_volume import Step, full_lun, prepared_lun, recorded_lab, run
 from tests.support.powercut import RecordingDevice, explore
 
 OPERATIONS: tuple[Step, ...] = (
@@ -143,6 +143,54 @@ async def test_a_sequence_of_operations(
     autojump_clock: trio.testing.MockClock, steps: tuple[Step, ...]
 ) -> None:
     device, model = await prepared_lun()
+    history = await run(device, model, steps)
+
+    await explore(
+        device, recover=nothing, check=history.check, depth=1, subset_count=2, image_count_max=24
+    )
+
+
+REUSING: tuple[tuple[Step, ...], ...] = (
+    # file blocks
+    (
+        ("unlink", b"A/big"),
+        ("creat", b"B/new"),
+        ("write", b"B/new", 0, 4_100_000, 31),
+        ("sync",),
+    ),
+    # file blocks that a truncation has given back
+    (
+        ("truncate", b"A/big", 1_000),
+        ("write", b"A/foo", 9_000, 4_000_000, 32),
+        ("fsync", b"A/foo"),
+        ("write", b"A/foo", 0, 100_000, 33),
+        ("fsync", b"A/foo"),
+    ),
+    # sub-blocks: from a directory to a file, synced, written over, synced again
+    (
+        ("unlink", b"B/1"),
+        ("creat", b"A/d1"),
+        ("mkdir", b"B/d"),
+        ("mkdir", b"B/e"),
+        ("mkdir", b"B/f"),
+        ("creat", b"B/d/x"),
+        ("sync",),
+        ("unlink", b"B/d/x"),
+        ("rmdir", b"B/d"),
+        ("write", b"A/d1", 0, 5_000, 34),
+        ("fsync", b"A/d1"),
+        ("write", b"A/d1", 0, 5_000, 35),
+        ("fsync", b"A/d1"),
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", REUSING, ids=["blocks", "truncated", "sub-blocks"])
+async def test_what_was_freed_is_used_again(
+    autojump_clock: trio.testing.MockClock, steps: tuple[Step, ...]
+) -> None:
+    device, model = await full_lun()
     history = await run(device, model, steps)
 
     await explore(

@@ -161,8 +161,9 @@ class RecordingDevice:
 
     def forget_history(self) -> None:
         """Begin the log anew; what it holds now is durable. For the end of a set-up."""
-        content = self._shared.content
-        self._shared.start = Snapshot(self.size, self._shared.start.parent | content)
+        everything = self._shared.start.parent | self._shared.content
+        kept = {index: data for index, data in everything.items() if data != ZERO_SECTOR}
+        self._shared.start = Snapshot(self.size, kept)
         self._shared.content = {}
         self._shared.log.clear()
 
