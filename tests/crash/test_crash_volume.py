@@ -7,7 +7,7 @@ nearly all crash bugs of real filesystems show with three operations or fewer.
 import pytest
 import trio.testing
 
-from tests.support.crash_volume import Step, full_lun, prepared_lun, recorded_lab, run
+from tests.support.crash_volume import Step, full_lun, prepared_lun, recorded_lab, run, run_in_turn
 from tests.support.powercut import RecordingDevice, explore
 
 OPERATIONS: tuple[Step, ...] = (
@@ -195,6 +195,25 @@ async def test_what_was_freed_is_used_again(
 
     await explore(
         device, recover=nothing, check=history.check, depth=1, subset_count=2, image_count_max=24
+    )
+
+
+@pytest.mark.slow
+async def test_the_power_fails_for_two_hosts(autojump_clock: trio.testing.MockClock) -> None:
+    device, model = await prepared_lun()
+    steps: list[Step] = [
+        ("creat", b"A/one"),
+        ("rename", b"A/one", b"A/two"),
+        ("mkdir", b"A/three"),
+        ("rename", b"A/two", b"A/four"),
+        ("unlink", b"A/foo"),
+        ("link", b"A/four", b"A/foo"),
+        ("rmdir", b"A/three"),
+    ]
+    history = await run_in_turn(device, model, steps, hosts=["a", "b"])
+
+    await explore(
+        device, recover=nothing, check=history.check, depth=1, subset_count=2, image_count_max=60
     )
 
 

@@ -16,7 +16,7 @@ tells what the tree is after each; `history.check` requires of a recovered image
 import random
 import stat
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -178,6 +178,37 @@ async def run(
             if step[0] in ("sync", "fsync"):
                 device.mark(("acked", number))
         lab.kill(volume)
+    return history
+
+
+async def run_in_turn(
+    device: RecordingDevice, model: Model, steps: Sequence[Step], *, hosts: Sequence[str]
+) -> History:
+    """The same by several hosts in turn, one step each; each flushes only its own writes.
+
+    The steps must be under one lock (names in one directory): giving that up writes back, so what
+    a crash leaves is still a beginning of all the steps.
+    """
+    history = History([model.clone()])
+    device.mark(("acked", 0))
+    async with AsyncExitStack() as stack:
+        lab = await stack.enter_async_context(recorded_lab(device))
+        volumes = []
+        for host in hosts:
+            lab.device = cast(MemoryDevice, device.as_host(host))
+            volumes.append(await stack.enter_async_context(lab.host(host)))
+        for number, step in enumerate(steps, 1):
+            model = model.clone()
+            foresee(model, step)
+            history.states.append(model)
+            volume = volumes[number % len(volumes)]
+            device.mark(("begun", number))
+            await do(volume, step)
+            if number % 3 == 0:
+                await volume.sync()
+                device.mark(("acked", number))
+        for volume in volumes:
+            lab.kill(volume)
     return history
 
 
