@@ -158,7 +158,7 @@ class Model:
         self.nodes[parent].links -= 1
         del self.nodes[number]
 
-    def rename(  # noqa: C901 - as many cases as rename(2) has
+    def rename(
         self,
         source_parent: int,
         source_name: bytes,
@@ -178,11 +178,9 @@ class Model:
             raise NotFound(repr(target_name))
         if moved.kind == stat.S_IFDIR and self._is_below(target_parent, source):
             raise InvalidArgument("into itself")
-        if target is not None and self.nodes[target].kind == stat.S_IFDIR:
-            if exchange and self._is_below(source_parent, target):
-                raise InvalidArgument("into itself")
-            if not exchange and self._is_below(source_parent, target):
-                raise NotEmpty(repr(target_name))
+        goes_back = exchange and target is not None and self.nodes[target].kind == stat.S_IFDIR
+        if target is not None and goes_back and self._is_below(source_parent, target):
+            raise InvalidArgument("into itself")
         if source == target:
             return
         if exchange:
@@ -234,6 +232,13 @@ class Model:
                 node.kind, node.mode, node.uid, node.gid, node.links, is_first, what,
             )  # fmt: skip
         return found
+
+    def at_path(self, path: bytes) -> int:
+        """The number of what `tree` calls by this path."""
+        number = ROOT
+        for name in path.split(b"/"):
+            number = self.nodes[number].names[name] if name else number
+        return number
 
     def _put(self, parent: int, name: bytes, number: int) -> None:
         old = self.nodes[self.nodes[parent].names[name]]
