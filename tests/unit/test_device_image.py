@@ -2,9 +2,12 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from vmfs.device import image, linux
 from vmfs.device.image import ImageDevice
@@ -90,6 +93,44 @@ async def test_a_failed_flush_fails_for_ever(path: Path, monkeypatch: pytest.Mon
 
     with pytest.raises(DeviceError, match=r"flush .*EIO"):
         await device.flush()
+    await device.aclose()
+
+
+async def test_callers_share_a_flush_that_begins_after_they_came(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    calls = 0
+    device = ImageDevice.open(path, writable=True)
+
+    def wait(_fd: int) -> None:
+        nonlocal calls
+        calls += 1
+        begun.set()
+        go_on.wait()
+
+    monkeypatch.setattr(os, "fdatasync", wait)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(device.flush)
+        await trio.to_thread.run_sync(begun.wait)
+        for _ in range(10):
+            nursery.start_soon(device.flush)
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+
+    assert calls == 2  # the one that was under way, and one for all who came meanwhile
+    await device.aclose()
+
+
+async def test_a_cancelled_flush_leaves_the_device_usable(path: Path) -> None:
+    device = ImageDevice.open(path, writable=True)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await device.flush()
+
+    await device.flush()
+
+    assert scope.cancelled_caught
     await device.aclose()
 
 

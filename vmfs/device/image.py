@@ -69,6 +69,9 @@ class ImageDevice:
         self._channel = linux.DirectChannel(fd) if direct else linux.BufferedChannel(fd)
         self._counts: Counter[str] = Counter()
         self._unable: set[str] = set()
+        self._flush_turn = trio.Lock()
+        self._flushes_begun = 0
+        self._flushes_ended = 0  # number of the last one that has ended well
         self._flush_error: str | None = None
 
     @classmethod
@@ -146,18 +149,28 @@ class ImageDevice:
     async def flush(self) -> None:
         """Make every completed write durable (fdatasync in a thread).
 
+        Callers that come while one is under way share the next.
+
         Raises:
             DeviceError: it failed, now or ever before: the kernel reports a lost page only once,
                 so that a later flush that succeeds would be a lie.
         """
-        if self._flush_error is None:
-            try:
-                await trio.to_thread.run_sync(os.fdatasync, self._fd)
-            except OSError as error:
-                self._flush_error = _reason(error)
+        wanted = self._flushes_begun + 1
+        async with self._flush_turn:
+            if self._flushes_ended < wanted and self._flush_error is None:
+                await self._flush_now()
         if self._flush_error is not None:
             raise self._error("flush", 0, self._size, self._flush_error)
-        self._counts["flush_count"] += 1
+
+    async def _flush_now(self) -> None:
+        self._flushes_begun += 1
+        try:
+            await trio.to_thread.run_sync(os.fdatasync, self._fd)
+        except OSError as error:
+            self._flush_error = _reason(error)
+        else:
+            self._flushes_ended = self._flushes_begun
+            self._counts["flush_count"] += 1
 
     async def write_zeroes(self, offset: int, length: int) -> None:
         """Make the range read as zero: fallocate(ZERO_RANGE, else PUNCH_HOLE), else written.
