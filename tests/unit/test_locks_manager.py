@@ -156,15 +156,38 @@ async def test_both_upgrade_at_once_and_both_get_it_in_turn(autojump_clock: Mock
         assert record.exclusive_holder in (a.slot.holder, b.slot.holder)
 
 
-async def test_ninth_shared_holder_is_refused(autojump_clock: MockClock) -> None:
+async def test_ninth_reader_gets_the_place_of_one_that_merely_keeps_the_lock(
+    autojump_clock: MockClock,
+) -> None:
     async with cluster() as lab:
         lock = lab.lock(0)
         for number in range(HOLDER_COUNT_MAX):
-            await visit(await lab.host(f"h{number}"), lock, SHARED)
+            host = await lab.host(f"h{number}")
+            pin = await host.locks.acquire(lock, SHARED)
+            if number != 3:
+                host.locks.hold_open(lock, SHARED, label="/iso")
+            pin.release()
         last = await lab.host("last")
 
-        with pytest.raises(LockBusy, match="8 shared holders"):
+        await visit(last, lock, SHARED)
+
+        assert last.slot.holder in (await lab.record(lock)).all_holders
+        assert lab.hosts[3].locks.mode_held(lock) is LockMode.FREE
+
+
+async def test_ninth_reader_is_refused_while_eight_read(autojump_clock: MockClock) -> None:
+    async with cluster() as lab:
+        lock = lab.lock(0)
+        for number in range(HOLDER_COUNT_MAX):
+            host = await lab.host(f"h{number}")
+            with await host.locks.acquire(lock, SHARED):
+                host.locks.hold_open(lock, SHARED, label="/iso")
+        last = await lab.host("last")
+
+        with pytest.raises(LockBusy, match=r"8 hosts share it.*/iso is open for reading") as caught:
             await visit(last, lock, SHARED)
+
+        assert "host-h0" in caught.value.holder
 
 
 async def test_open_elsewhere_is_busy_after_the_grace(autojump_clock: MockClock) -> None:

@@ -39,6 +39,7 @@ class Ask:
 
     holders: tuple[Holder, ...]
     what: AskKind
+    one_suffices: bool = False  # the record is full: it needs room for one more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,8 @@ def decide(
     if wanted is LockMode.EXCLUSIVE:
         return Take(new=rest.taken_exclusive(me, now), stale=stale)
     if len(others(rest, me)) >= HOLDER_COUNT_MAX:
-        return Refuse(reason=f"it has {len(rest.holders)} shared holders already, the most it can")
+        # Most of them merely keep it; only open files and operations have a claim to their place.
+        return _deal_with(others(rest, me), AskKind.GIVE_UP, standings, one_suffices=True)
     return Take(new=rest.taken_shared(me, now), stale=stale)
 
 
@@ -162,9 +164,13 @@ def _without(record: DiskLock, gone: Iterable[Holder]) -> DiskLock:
 
 
 def _deal_with(
-    in_the_way: tuple[Holder, ...], what: AskKind, standings: Mapping[Holder, Standing]
+    in_the_way: tuple[Holder, ...],
+    what: AskKind,
+    standings: Mapping[Holder, Standing],
+    *,
+    one_suffices: bool = False,
 ) -> Ask | Wait:
     for holder in in_the_way:
         if standings[holder] is Standing.REPLAYED:
             return Wait(holder=holder)
-    return Ask(holders=in_the_way, what=what)
+    return Ask(holders=in_the_way, what=what, one_suffices=one_suffices)

@@ -71,6 +71,8 @@ class OtherHosts:
         if isinstance(decision, Wait):
             await self._recover_or_wait(decision.holder, tell)
             return True
+        if decision.one_suffices:
+            return await self._persuade_any(lock, decision, label, tell)
         failures: list[VmfsError] = []
         moved: list[bool] = []
 
@@ -86,6 +88,21 @@ class OtherHosts:
         if failures:
             raise failures[0]
         return any(moved)
+
+    async def _persuade_any(self, lock: LockId, decision: Ask, label: str, tell: Tell) -> bool:
+        """Ask one after the other until one has made room; the first refusal is the caller's."""
+        refusal: LockBusy | None = None
+        for holder in decision.holders:
+            try:
+                return await self._persuade_one(lock, holder, decision.what, label, tell)
+            except LockBusy as error:
+                refusal = refusal or error
+        assert refusal is not None, "nobody to ask"
+        raise LockBusy(
+            f"{label or lock}: {len(decision.holders)} hosts share it, the most its record has "
+            f"room for; {refusal}",
+            holder=refusal.holder,
+        )
 
     async def attributes(self, lock: LockId, holder: Holder) -> bytes | None:
         """Ask the exclusive holder what it knows. None: the LUN says all there is to know.
