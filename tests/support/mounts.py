@@ -240,7 +240,12 @@ class Datastore:
             command += ["-o", option]
         mount = Mount(name, path, Process(command))
         self.hosts[name] = mount
-        mount.process.wait_for("vmfs: ready:")
+        try:
+            mount.process.wait_for("vmfs: ready:")
+        except ProcessFailed:
+            del self.hosts[name]
+            mount.clean_up()
+            raise
         return mount
 
     def stop(self) -> None:

@@ -26,6 +26,7 @@ import pyfuse3
 import trio
 
 from vmfs.errors import DeviceError, InvalidArgument, NotSupported
+from vmfs.files.attributes import ROOT_ADDRESS
 from vmfs.fuse import fast_wait
 from vmfs.fuse.operations import Operations
 from vmfs.fuse.options import MountOptions, libfuse_options
@@ -87,8 +88,10 @@ async def serve(
         stop: unmounts when set; at once if nobody uses the mount, else under their feet.
 
     Raises:
+        VmfsError: the root cannot be looked at; nothing was mounted.
         DeviceError: the kernel or fusermount3 did not mount (they say why on stderr).
     """
+    await namespace.getattr(ROOT_ADDRESS)
     operations, mount_point, options = Operations(namespace), plan.mount_point, plan.options
     passed = libfuse_options(options, source=plan.source, is_root=os.geteuid() == 0)
     try:
@@ -119,8 +122,11 @@ async def _first_answer(mount_point: Path, read_ahead_kib: int) -> int:
     """Wait until the mount answers, have the kernel read ahead further; return its `st_dev`."""
 
     def ask() -> int:
-        os.statvfs(mount_point)
-        device = mount_point.stat().st_dev
+        try:
+            os.statvfs(mount_point)
+            device = mount_point.stat().st_dev
+        except OSError as error:
+            raise DeviceError(f"{mount_point} does not answer: {error.strerror}") from error
         _set_read_ahead(device, read_ahead_kib)
         return device
 
