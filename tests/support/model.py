@@ -240,6 +240,17 @@ class Model:
             number = self.nodes[number].names[name] if name else number
         return number
 
+    def way_to(self, number: int) -> list[bytes] | None:
+        """Names from the root to a node; None when it has no name."""
+        if number == ROOT:
+            return []
+        for parent, node in self.nodes.items():
+            for name, child in node.names.items():
+                if child == number:
+                    above = self.way_to(parent)
+                    return None if above is None else [*above, name]
+        return None
+
     def _put(self, parent: int, name: bytes, number: int) -> None:
         old = self.nodes[self.nodes[parent].names[name]]
         new = self.nodes[number]

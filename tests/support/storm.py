@@ -189,8 +189,9 @@ class Storm:
     async def on_volume(self, step: Step, number: int | None) -> None:
         """Do it to the volume; the model was changed already (if it allowed it)."""
         names = self.volume.namespace
-        parents = [self.addresses[n] for n in self.before_directories(number)]
-        parent, target = parents[step.one % len(parents)], parents[step.two % len(parents)]
+        parents = self.before_directories(number)
+        parent = await self.find(parents[step.one % len(parents)])
+        target = await self.find(parents[step.two % len(parents)])
         match step.verb:
             case Verb.CREATE:
                 made, file = await names.create(parent, step.name, creation())
@@ -229,7 +230,7 @@ class Storm:
         names = self.volume.namespace
         match step.verb:
             case Verb.LINK if self.named():
-                chosen = self.addresses[self.named()[step.two % len(self.named())]]
+                chosen = await self.find(self.named()[step.two % len(self.named())])
                 await names.link(chosen, parent, step.name)
             case Verb.WRITE if self.handles:
                 handle = self.handles[step.one % len(self.handles)]
@@ -239,15 +240,15 @@ class Storm:
                 data = await handle.file.read(step.at, step.size)
                 assert data == self.model.nodes[handle.number].data.read(step.at, step.size)
             case Verb.TRUNCATE if self.regular():
-                chosen = self.addresses[self.regular()[step.one % len(self.regular())]]
+                chosen = await self.find(self.regular()[step.one % len(self.regular())])
                 await names.setattr(chosen, AttributeChanges(size=step.size))
             case Verb.CHMOD if self.named():
-                chosen = self.addresses[self.named()[step.one % len(self.named())]]
+                chosen = await self.find(self.named()[step.one % len(self.named())])
                 await names.setattr(chosen, AttributeChanges(mode=step.size & 0o777))
             case Verb.OPEN if self.regular():
                 number = self.regular()[step.one % len(self.regular())]
                 if self.model.nodes[number].links:
-                    file = await names.open(self.addresses[number], writing=True)
+                    file = await names.open(await self.find(number), writing=True)
                     self.model.nodes[number].open_count += 1
                     self.handles.append(Handle(number, file))
             case Verb.CLOSE if self.handles:
@@ -256,6 +257,13 @@ class Storm:
                 self.model.release(handle.number)
             case _:
                 pass
+
+    async def find(self, number: int) -> FdAddress:
+        """Look a node up by its names, as the kernel does on each host before it uses it."""
+        address = ROOT_ADDRESS
+        for name in self.history[-1].way_to(number) or ():
+            address = (await self.volume.namespace.lookup(address, name)).address
+        return self.addresses[number] if number != ROOT and address == ROOT_ADDRESS else address
 
     def before_directories(self, made: int | None) -> list[int]:
         """The directories as they were before the step, which may have made one."""

@@ -29,6 +29,9 @@ from vmfs.space.growth import Missing
 BLOCKS_MAX: Final = 256
 """File blocks of a directory: those its descriptor names itself, room for 1.9 million names."""
 
+LISTED_MAX: Final = 512
+"""Names that one `OpenDirectory.read` returns: more than the kernel takes at once."""
+
 ATTEMPTS_MAX: Final = 64
 """Times that an operation starts over because a directory changed under it. Every round means
 that somebody else got something done; after so many, the caller is told that it is busy."""
@@ -243,9 +246,9 @@ class OpenDirectory:
         return self._address
 
     async def read(self, start: int) -> Sequence[tuple[int, ListedName]]:
-        """Names from position `start` on, each with the position to continue after it.
+        """Some names from position `start` on, each with the position to continue after it.
 
-        Position 0 takes a new snapshot (so rewinddir shows news); later positions read the same
+        No names mean the end. Position 0 takes a new snapshot (so rewinddir shows news); later positions read the same
         snapshot, so that no name is skipped or doubled by changes meanwhile. `.` and `..` are
         not among them.
 
@@ -257,7 +260,8 @@ class OpenDirectory:
             async with self._table.held({self._address: LockMode.SHARED}) as nodes:
                 entries = await self._directories.entries(nodes[self._address])
                 self._snapshot = tuple(entries.listed())
-        return list(enumerate(self._snapshot[start:], start + 1))
+                self._table.listed(self._snapshot)
+        return list(enumerate(self._snapshot[start : start + LISTED_MAX], start + 1))
 
     async def release(self) -> None:
         """Close."""

@@ -8,12 +8,12 @@ addresses, then loads what is not known yet. `current` is the other way in: attr
 taking any lock, as a passing stat does it.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from vmfs.errors import CorruptRecord, LockBusy, StaleHandle
-from vmfs.files.attributes import Attributes
+from vmfs.files.attributes import Attributes, ListedName
 from vmfs.files.ground import Ground
 from vmfs.files.inode import Contents, Inode, attributes_of
 from vmfs.ids import FdAddress
@@ -72,6 +72,13 @@ class InodeTable:
         inode.generation = generation
         inode.name = name or inode.name
         return inode
+
+    def listed(self, entries: Iterable[ListedName]) -> None:
+        """What a directory lists now: addresses that meant other files before mean these."""
+        for entry in entries:
+            inode = self._inodes.get(entry.address)
+            if inode is not None and inode.generation not in (None, entry.generation):
+                self.expect(entry.address, entry.generation, name=entry.name)
 
     def forget(self, address: FdAddress) -> None:
         """Nobody outside refers to it any more: it goes, unless it is in use."""
