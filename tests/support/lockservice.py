@@ -31,6 +31,7 @@ from vmfs.device.memory import MemoryDevice
 from vmfs.device.window import Window
 from vmfs.ids import LvOffset, SlotIndex, VmfsUuid
 from vmfs.locks.heartbeat import HeartbeatSlot, Mount
+from vmfs.locks.lease import LeaseTiming
 from vmfs.locks.manager import LockManager
 from vmfs.locks.nexus import LockdEvents
 from vmfs.locks.order import LockId, LockKind
@@ -48,6 +49,7 @@ LV_BASE: Final = 2 * MIB
 LV_SIZE: Final = 16 * MIB
 LOCKS_AT: Final = 8 * MIB
 SLOTS: Final = 16
+LEASES: Final = LeaseTiming(interval=3.0, beat=8.0, stop=10.0, lease=16.0)
 
 
 class DeviceBlocks(MemoryBlocks):
@@ -225,7 +227,12 @@ class Cluster:
             nursery = await stack.enter_async_context(trio.open_nursery())
             stream = self.lockd.stream(process)
             client = await stack.enter_async_context(connect_stream(stream, identity, LUN, events))
-            permit = Permit(returned=client.returned, granted=client.permit)
+            permit = Permit(
+                returned=client.returned,
+                granted=client.permit,
+                clock=trio.current_time,
+                interval=LEASES.interval,
+            )
             device = GuardedDevice(self.lv, permit)
             blocks = BlockMap(LV_BASE)
             rng = Random(nonce)
@@ -239,8 +246,8 @@ class Cluster:
                 name=identity.name,
                 pid=process.pid,
                 nonce=nonce,
-                interval_ms=3000,
-                lease_ms=16000,
+                interval_ms=int(LEASES.interval * 1000),
+                lease_ms=int(LEASES.lease * 1000),
             )
             slot = await HeartbeatSlot.acquire(
                 device=device,

@@ -7,6 +7,7 @@
 sees the process exit. Its block ends without an error then.
 """
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,9 +26,9 @@ from vmfs.errors import DeviceError, VmfsError
 from vmfs.files.attributes import ROOT_ADDRESS, Attributes, Creation
 from vmfs.ids import FdAddress
 from vmfs.mkfs import Request
-from vmfs.volume import LockdSession, Timing, Volume, VolumeOptions
+from vmfs.volume import PRODUCTION, LockdSession, Volume, VolumeOptions
 
-LAZY = Timing(heartbeat=3.0, lease=16.0, commit=5.0, refresh=1000.0, close=60.0)
+LAZY = dataclasses.replace(PRODUCTION, refresh=1000.0)
 
 
 class MortalDevice:

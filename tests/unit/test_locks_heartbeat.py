@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from lockd.client import StatusReport
 from lockd.protocol.messages import HostStatus
 from lockd.protocol.terms import HostEnd, PermitState
-from tests.support.lockservice import SLOTS, Cluster, LockHost, cluster
+from tests.support.lockservice import LEASES, LOCKS_AT, SLOTS, Cluster, LockHost, cluster
 from vmfs.errors import CorruptRecord, LeaseLost, LockBusy
 from vmfs.ids import SlotIndex, VmfsUuid
 from vmfs.locks.heartbeat import (
@@ -215,16 +215,20 @@ async def test_beats_go_on_every_interval(autojump_clock: MockClock) -> None:
         a = await lab.host("a")
         lost: list[str] = []
         with trio.move_on_after(30.5):
-            await a.slot.beat_forever(interval=3.0, on_lost=lost.append)
+            await a.slot.beat_forever(timing=LEASES, on_acknowledged=ignore, on_lost=lost.append)
         assert a.slot.beats == 11
         assert lost == []
+
+
+def ignore(_: float) -> None:
+    pass
 
 
 async def lose(lab: Cluster, a: LockHost, image: bytes) -> list[str]:
     await lab.lv.write(a.slot.record.lv_offset, image)
     lost: list[str] = []
     with trio.fail_after(10):
-        await a.slot.beat_forever(interval=3.0, on_lost=lost.append)
+        await a.slot.beat_forever(timing=LEASES, on_acknowledged=ignore, on_lost=lost.append)
     return lost
 
 
@@ -279,7 +283,71 @@ async def test_beat_that_does_not_get_through_is_given_up_and_tried_again(
 
 
 async def beats(host: LockHost, lost: list[str]) -> None:
-    await host.slot.beat_forever(interval=3.0, on_lost=lost.append)
+    await host.slot.beat_forever(timing=LEASES, on_acknowledged=ignore, on_lost=lost.append)
+
+
+async def test_beats_say_until_when_io_may_begin_from_their_start(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster() as lab:
+        a = await lab.host("a")
+        until: list[float] = []
+        began = trio.current_time()
+        with trio.move_on_after(7):
+            await a.slot.beat_forever(
+                timing=LEASES, on_acknowledged=until.append, on_lost=a.lost.append
+            )
+        assert until == [began + 10, began + 10, began + 13, began + 16]
+
+
+async def test_stopped_host_waits_and_resumes_with_its_next_beat(autojump_clock: MockClock) -> None:
+    async with cluster() as lab:
+        a = await lab.host("a")
+        a.permit.acknowledged(good_until=a.slot.acknowledged + LEASES.stop)
+        await trio.sleep(12)
+        done: list[float] = []
+
+        async def io() -> None:
+            await a.device.read(0, 512)
+            done.append(trio.current_time())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(io)
+            await trio.sleep(30)
+            assert done == []
+            assert a.permit.is_late
+            await a.slot.beat()
+            a.permit.acknowledged(good_until=a.slot.acknowledged + LEASES.stop)
+        assert done == [trio.current_time()]
+        assert a.lost == []
+
+
+async def test_stopped_host_in_reservation_mode_can_still_beat(autojump_clock: MockClock) -> None:
+    async with cluster() as lab:
+        a = await lab.host("a", reservation=True)
+        a.permit.acknowledged(good_until=trio.current_time())
+        await trio.sleep(1)
+        with trio.fail_after(1):
+            await a.slot.beat()
+        assert a.slot.record == await lab.slot(a.slot.index)
+
+
+async def test_stopped_host_that_was_recovered_meanwhile_never_writes_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster() as lab:
+        a = await lab.host("a")
+        a.permit.acknowledged(good_until=trio.current_time())
+
+        async def io() -> None:
+            with pytest.raises(LeaseLost):
+                await a.device.write(LOCKS_AT, bytes(512))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(io)
+            await trio.sleep(20)
+            await lab.lv.write(a.slot.record.lv_offset, a.slot.record.recovered().pack())
+            await a.slot.beat_forever(timing=LEASES, on_acknowledged=ignore, on_lost=a.permit.stop)
 
 
 async def test_corrupt_slot_is_never_taken(autojump_clock: MockClock) -> None:

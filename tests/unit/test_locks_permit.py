@@ -196,3 +196,99 @@ async def test_failing_io_is_counted_out() -> None:
         await device.read(0, 512)
 
     assert permit.statistics().in_flight == 0
+
+
+async def test_io_waits_when_the_lease_is_over_and_goes_on_with_the_next_beat() -> None:
+    now = 0.0
+    permit = Permit(returned=Told(), clock=lambda: now)
+    permit.acknowledged(good_until=10.0)
+    await permit.enter()
+    done = []
+
+    async def io() -> None:
+        await permit.enter()
+        done.append(now)
+        permit.exit()
+
+    now = 10.0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(io)
+        await wait_all_tasks_blocked()
+        assert permit.is_late
+        assert permit.statistics().waiting == 1
+        now = 12.0
+        permit.acknowledged(good_until=22.0)
+    permit.exit()
+
+    assert done == [12.0]
+    assert not permit.is_late
+
+
+async def test_lease_that_is_over_does_not_keep_a_recall_from_its_answer() -> None:
+    told, now = Told(), 0.0
+    permit = Permit(returned=told, clock=lambda: now)
+    permit.acknowledged(good_until=10.0)
+    await permit.enter()
+    now = 11.0
+
+    permit.recall()
+    permit.exit()
+
+    assert told.returned == 1
+    with trio.move_on_after(0) as scope:
+        await permit.enter()
+    assert scope.cancelled_caught
+
+
+async def test_grant_alone_does_not_end_the_wait_for_a_beat() -> None:
+    now = 0.0
+    permit = Permit(returned=Told(), clock=lambda: now)
+    permit.acknowledged(good_until=10.0)
+    permit.recall()
+    done = []
+
+    async def io() -> None:
+        await permit.enter()
+        done.append(now)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(io)
+        await wait_all_tasks_blocked()
+        now = 11.0
+        permit.grant()
+        await wait_all_tasks_blocked()
+        assert done == []
+        await permit.enter_for_beat()
+        permit.exit()
+        permit.acknowledged(good_until=21.0)
+    assert done == [11.0]
+
+
+async def test_fence_ends_the_wait_for_a_beat() -> None:
+    permit = Permit(returned=Told(), clock=lambda: 1.0)
+    permit.acknowledged(good_until=0.5)
+
+    async def io() -> None:
+        with pytest.raises(LeaseLost, match="fenced"):
+            await permit.enter()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(io)
+        await wait_all_tasks_blocked()
+        permit.stop("fenced")
+
+
+def test_lease_clock_stands_still_without_the_permit_and_under_our_own_reservation() -> None:
+    now = 0.0
+    permit = Permit(returned=Told(), clock=lambda: now, interval=3.0)
+    now = 5.0
+    permit.recall()
+    now = 20.0
+    assert permit.lease_clock.read(now) == 5.0
+    permit.grant()
+    now = 24.0
+    assert permit.lease_clock.read(now) == 6.0
+    permit.reserve(held=True)
+    now = 30.0
+    permit.reserve(held=False)
+    assert permit.lease_clock.read(now) == 6.0

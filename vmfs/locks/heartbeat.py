@@ -11,6 +11,8 @@ needs a slot of its own; when all N are in use, one without a journal (N to 2047
 A beat is a read and a write of our own slot. Whatever image of ours it finds (an earlier beat whose
 outcome was not learned is one) it goes on from that: a late beat never turns into an outage. A slot
 that is not ours any more means that we were fenced, whoever else says what.
+
+The start of the last acknowledged beat is what this host's lease is counted from (`lease.py`).
 """
 
 import logging
@@ -25,6 +27,7 @@ from vmfs.device.base import Device
 from vmfs.errors import CorruptRecord, LeaseLost, LockBusy, VmfsError
 from vmfs.ids import LvOffset, SlotIndex, VmfsUuid
 from vmfs.locks.base import Clock
+from vmfs.locks.lease import LeaseTiming
 from vmfs.locks.service import has_ended
 from vmfs.locks.writers import RecordWriter
 from vmfs.ondisk.disk_lock import Holder
@@ -37,10 +40,6 @@ from vmfs.ondisk.heartbeat import (
 )
 
 log = logging.getLogger("vmfs.locks.heartbeat")
-
-BEAT_SECONDS_MAX: Final = 8.0
-"""A beat is given up after this (as ESXi does) and the next one tried; the slot tells what became
-of it."""
 
 RELEASE_LABEL: Final = "heartbeat slot released"
 ACQUIRE_LABEL: Final = "heartbeat slot acquired"
@@ -116,8 +115,12 @@ def choose_slot(slots: Sequence[Heartbeat], host_uuid: VmfsUuid) -> Heartbeat | 
 class HeartbeatSlot:
     """The slot that this mount holds."""
 
-    def __init__(self, *, writer: RecordWriter, clock: Clock, record: Heartbeat) -> None:
+    def __init__(
+        self, *, writer: RecordWriter, clock: Clock, record: Heartbeat, acknowledged: float
+    ) -> None:
         """`acquire` makes it."""
+        self._acknowledged = acknowledged
+        self._ending = trio.Event()
         self._writer = writer
         self._clock = clock
         self._record = record
@@ -151,6 +154,7 @@ class HeartbeatSlot:
             CorruptRecord: one of the slots is none.
         """
         while True:
+            start = clock()
             found = (await read_slots(device, slots.stop))[slots.start :]
             chosen = choose_slot(found, mount.host_uuid)
             if chosen is None:
@@ -178,7 +182,7 @@ class HeartbeatSlot:
             image = await writer.update(chosen.lv_offset, choose, durable=True, label=ACQUIRE_LABEL)
             if image == new.pack():
                 log.info("slot acquired slot=%d generation=%d", new.index, new.generation)
-                return cls(writer=writer, clock=clock, record=new)
+                return cls(writer=writer, clock=clock, record=new, acknowledged=start)
 
     @property
     def index(self) -> SlotIndex:
@@ -194,6 +198,11 @@ class HeartbeatSlot:
     def beats(self) -> int:
         """How many were written."""
         return self._beats
+
+    @property
+    def acknowledged(self) -> float:
+        """When the last beat began that was acknowledged (taking the slot is one), own clock."""
+        return self._acknowledged
 
     @property
     def holder(self) -> Holder:
@@ -213,44 +222,57 @@ class HeartbeatSlot:
         """
 
         async def choose(image: bytes) -> bytes | None:
-            return self._ours(image).beaten(int(self._clock() * 1e6)).pack()
+            record = self._ours(image)
+            # Never the same image twice, so that every beat is a write.
+            return record.beaten(max(int(self._clock() * 1e6), record.stamp_us + 1)).pack()
 
-        image = await self._writer.update_own(self._record.lv_offset, choose)
+        start = self._clock()
+        image = await self._writer.update_own(
+            self._record.lv_offset, choose, believed=self._record.pack()
+        )
         self._record = self._ours(image)
+        self._acknowledged = start
         self._beats += 1
 
     async def beat_forever(
         self,
         *,
-        interval: float,
+        timing: LeaseTiming,
+        on_acknowledged: Callable[[float], None],
         on_lost: Callable[[str], None],
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Beat every `interval` seconds until cancelled; returns when the slot is lost.
+        """Beat at an interval until cancelled; returns when the slot is lost, or released.
 
         Args:
-            interval: seconds between the starts of two beats.
+            timing: the pace.
+            on_acknowledged: told until when this host's I/O may begin (own clock): at once, for
+                the acquisition, and after every good beat.
             on_lost: told why, once; the permit must be stopped before it returns.
             task_status: started after the first beat was tried.
         """
         started = False
         next_beat = trio.current_time()
-        while True:
-            with trio.move_on_after(BEAT_SECONDS_MAX) as scope:
+        on_acknowledged(timing.stops_at(self._acknowledged))
+        while not self._ending.is_set():
+            with trio.move_on_after(timing.beat) as scope:
                 try:
                     await self.beat()
+                    on_acknowledged(timing.stops_at(self._acknowledged))
                 except (LeaseLost, CorruptRecord) as error:
+                    if self._ending.is_set():
+                        return
                     log.error("slot lost slot=%d reason=%r", self.index, str(error))
                     on_lost(f"heartbeat slot {self.index}: {error}")
                     return
                 except VmfsError as error:
                     log.warning("beat failed slot=%d error=%r", self.index, str(error))
             if scope.cancelled_caught:
-                log.warning("beat given up slot=%d after=%.0fs", self.index, BEAT_SECONDS_MAX)
+                log.warning("beat given up slot=%d after=%.2fs", self.index, timing.beat)
             if not started:
                 started = True
                 task_status.started()
-            next_beat = max(next_beat + interval, trio.current_time())
+            next_beat = max(next_beat + timing.interval, trio.current_time())
             await trio.sleep_until(next_beat)
 
     async def release(self) -> None:
@@ -261,6 +283,7 @@ class HeartbeatSlot:
         Raises:
             LeaseLost: it is not ours any more.
         """
+        self._ending.set()
         released = False
 
         async def choose(image: bytes) -> bytes | None:

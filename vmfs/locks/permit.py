@@ -8,11 +8,16 @@ its slot, has none ever after: everything raises LeaseLost, what waits included.
     granted ──recall──► draining ──last I/O ends──► returned ──grant──► granted
        └──────────────────────── stop, from anywhere ──────────────────► stopped
 
-The fast path is one comparison and one addition; there is no await and no lock in it.
+A granted permit is good only until the lease of this host ends (`lease.py`): from then on new I/O
+waits, and goes on by itself when a heartbeat is acknowledged. That is looked up on the clock at
+every entry, so a process that was stopped and continued finds it out before its first write.
+
+The fast path is two comparisons and one addition; there is no await and no lock in it.
 Entering twice from one task is a mistake: a recall between the two would wait for itself.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +26,8 @@ import trio
 
 from vmfs.device.base import Buffer, Device
 from vmfs.errors import LeaseLost
+from vmfs.locks.base import Clock
+from vmfs.locks.lease import LeaseClock
 
 log = logging.getLogger("vmfs.locks.permit")
 
@@ -43,18 +50,33 @@ class PermitStatistics:
     waiting: int
     recalls: int
     stop_reason: str
+    is_late: bool  # granted, but no heartbeat was acknowledged in time: new I/O waits for one
 
 
 class Permit:
     """This host's permit. Events of lockd's client drive it; devices pass through it."""
 
-    def __init__(self, *, returned: Callable[[], None], granted: bool = True) -> None:
-        """Make it as registration found it.
+    def __init__(
+        self,
+        *,
+        returned: Callable[[], None],
+        granted: bool = True,
+        clock: Clock = lambda: 0.0,
+        interval: float = 0.0,
+    ) -> None:
+        """Make it as registration found it. Until the first `acknowledged` no lease limits it.
 
         Args:
             returned: tells lockd that nothing is in flight (`client.returned`); never blocks.
             granted: whether it was held at registration (`client.permit`).
+            clock: seconds since boot.
+            interval: seconds between two beats, for the lease clock.
         """
+        self.lease_clock = LeaseClock(interval=interval)
+        self._clock = clock
+        self._good_until = math.inf
+        self._late = False
+        self._reserved_here = False
         self._say_returned = returned
         self._state = PermitState.GRANTED if granted else PermitState.RETURNED
         self._in_flight = 0
@@ -62,6 +84,7 @@ class Permit:
         self._recalls = 0
         self._stop_reason = ""
         self._lot = trio.lowlevel.ParkingLot()
+        self._set_lease_clock()
 
     async def enter(self) -> None:
         """Begin one I/O, when that is allowed. Every `enter` is followed by one `exit`.
@@ -69,11 +92,32 @@ class Permit:
         Raises:
             LeaseLost: this host may not touch the LUN any more.
         """
-        while self._state is not PermitState.GRANTED:
-            if self._state is PermitState.STOPPED:
-                raise LeaseLost(self._stop_reason)
+        while self._state is not PermitState.GRANTED or self._clock() >= self._good_until:
+            if self._state is PermitState.GRANTED:
+                self._say_late()
+            self.check()
             await self._lot.park()
         self._in_flight += 1
+
+    async def enter_for_beat(self) -> None:
+        """As `enter`, for a beat that is written by this host itself: no lease keeps it out."""
+        while self._state is not PermitState.GRANTED:
+            self.check()
+            await self._lot.park()
+        self._in_flight += 1
+
+    def acknowledged(self, *, good_until: float) -> None:
+        """A heartbeat was acknowledged: I/O may begin until then, by the permit's clock."""
+        self._good_until = good_until
+        if self._late:
+            self._late = False
+            log.info("io resumed reason='a heartbeat was acknowledged' waiting=%d", len(self._lot))
+            self._lot.unpark_all()
+
+    def reserve(self, *, held: bool) -> None:
+        """This host itself has the LUN reserved (or no longer): nobody else can beat."""
+        self._reserved_here = held
+        self._set_lease_clock()
 
     def exit(self) -> None:
         """End one I/O, whatever became of it."""
@@ -88,6 +132,7 @@ class Permit:
         self._owed = True
         if self._state is not PermitState.STOPPED:
             self._state = PermitState.DRAINING
+        self._set_lease_clock()
         self._return_if_drained()
 
     def grant(self) -> None:
@@ -95,6 +140,7 @@ class Permit:
         self._owed = False
         if self._state is not PermitState.STOPPED:
             self._state = PermitState.GRANTED
+            self._set_lease_clock()
             self._lot.unpark_all()
 
     def stop(self, reason: str) -> None:
@@ -124,7 +170,26 @@ class Permit:
             waiting=len(self._lot),
             recalls=self._recalls,
             stop_reason=self._stop_reason,
+            is_late=self.is_late,
         )
+
+    @property
+    def is_late(self) -> bool:
+        """Whether new I/O waits for a heartbeat to be acknowledged."""
+        return self._state is PermitState.GRANTED and self._clock() >= self._good_until
+
+    def _say_late(self) -> None:
+        if not self._late:
+            self._late = True
+            late = self._clock() - self._good_until
+            log.warning("io waits reason='no heartbeat was acknowledged' late=%.3fs", late)
+
+    def _set_lease_clock(self) -> None:
+        now = self._clock()
+        if self._state is PermitState.GRANTED and not self._reserved_here:
+            self.lease_clock.free(now)
+        else:
+            self.lease_clock.reserved(now)
 
     def _return_if_drained(self) -> None:
         if self._in_flight:

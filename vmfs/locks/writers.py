@@ -32,6 +32,9 @@ log = logging.getLogger("vmfs.locks.writers")
 Choose = Callable[[bytes], Awaitable[bytes | None]]
 """From the sector as it stands to the sector as it shall be; None leaves it as it is."""
 
+Look = Callable[[], Awaitable[bytes]]
+"""The sector as it stands, or as it is believed to."""
+
 MISCOMPARES_MAX: Final = 256
 """How often one change is begun anew. Each time another host had changed the record, so somebody
 got on; 64 hosts that all want one lock meet each other less often than that."""
@@ -77,11 +80,17 @@ class RecordWriter(Protocol):
         """
         ...
 
-    async def update_own(self, lv_offset: LvOffset, choose: Choose) -> bytes:
+    async def update_own(self, lv_offset: LvOffset, choose: Choose, *, believed: bytes) -> bytes:
         """As `update`, not durable, for this mount's own heartbeat slot.
 
         Nobody else writes that as long as this host lives (others fence first), so it needs no
-        reservation: a beat must not stop the I/O of the whole cluster. `choose` does no I/O.
+        reservation: a beat must not stop the I/O of the whole cluster. No lease keeps it from the
+        LUN: it is what renews the lease.
+
+        Args:
+            lv_offset: where the slot stands.
+            choose: the decision; it does no I/O.
+            believed: the image that this mount wrote last; it need not be right.
         """
         ...
 
@@ -102,11 +111,19 @@ class AtsWriter:
         self, lv_offset: LvOffset, choose: Choose, *, durable: bool, label: str
     ) -> bytes:
         """See `RecordWriter.update`."""
+
+        async def look() -> bytes:
+            return await self._device.read(lv_offset, SECTOR_SIZE)
+
+        return await self._update(lv_offset, choose, look, durable=durable, text=clip_label(label))
+
+    async def _update(
+        self, lv_offset: LvOffset, choose: Choose, look: Look, *, durable: bool, text: str
+    ) -> bytes:
         lba = self._blocks.lba(lv_offset)
-        text = clip_label(label)
         pauses = Pauses(self._rng)
         miscompares = unknowns = 0
-        current = await self._device.read(lv_offset, SECTOR_SIZE)
+        current = await look()
         while miscompares <= MISCOMPARES_MAX and unknowns <= UNKNOWNS_MAX:
             new = await choose(current)
             if new is None or new == current:
@@ -122,7 +139,7 @@ class AtsWriter:
                     unknowns += 1
                 else:
                     await pauses.after_conflict(outcome)
-                current = await self._device.read(lv_offset, SECTOR_SIZE)
+                current = await look()
             if current == new:
                 # It did happen, and only the answer was lost. No other host can have written this
                 # image: it names us with a new token, or is free by our own hand.
@@ -132,9 +149,16 @@ class AtsWriter:
             f"other hosts and {unknowns} had no outcome"
         )
 
-    async def update_own(self, lv_offset: LvOffset, choose: Choose) -> bytes:
-        """See `RecordWriter.update_own`: by compare-and-write as well, which costs the same."""
-        return await self.update(lv_offset, choose, durable=False, label="")
+    async def update_own(self, lv_offset: LvOffset, choose: Choose, *, believed: bytes) -> bytes:
+        """See `RecordWriter.update_own`: one compare-and-write, and nothing is read.
+
+        A wrong belief costs a miscompare, which says what is there.
+        """
+
+        async def look() -> bytes:
+            return believed
+
+        return await self._update(lv_offset, choose, look, durable=False, text="")
 
     async def _compare_and_write(
         self, lba: int, expected: bytes, new: bytes, *, durable: bool, label: str
@@ -185,6 +209,7 @@ class ReservationWriter:
                     await pauses.after_conflict(outcome)
                     continue
                 self._held = True
+                self._permit.reserve(held=True)
                 try:
                     image = await self._change(lv_offset, choose, durable=durable)
                 finally:
@@ -194,9 +219,9 @@ class ReservationWriter:
                 log.warning("reservation lost under a change lv_offset=%#x", lv_offset)
                 await pauses.after_conflict(Conflict(holder="a reset of the LUN"))
 
-    async def update_own(self, lv_offset: LvOffset, choose: Choose) -> bytes:
-        """See `RecordWriter.update_own`: a plain read and write under the permit."""
-        await self._permit.enter()
+    async def update_own(self, lv_offset: LvOffset, choose: Choose, *, believed: bytes) -> bytes:
+        """See `RecordWriter.update_own`: a plain read and write, when the LUN is not reserved."""
+        await self._permit.enter_for_beat()
         try:
             current = await self._device.read(lv_offset, SECTOR_SIZE)
             new = await choose(current)
@@ -232,10 +257,13 @@ class ReservationWriter:
 
     async def _release(self) -> None:
         self._held = False
-        with trio.move_on_after(RELEASE_SECONDS) as scope:
-            scope.shield = True
-            with lockd_errors("RELEASE"):
-                await self._service.release()
+        try:
+            with trio.move_on_after(RELEASE_SECONDS) as scope:
+                scope.shield = True
+                with lockd_errors("RELEASE"):
+                    await self._service.release()
+        finally:
+            self._permit.reserve(held=False)
 
 
 class Pauses:

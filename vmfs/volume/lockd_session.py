@@ -11,6 +11,7 @@ from random import Random
 from lockd.client import Event, HostIdentity, LockClient, connect
 from vmfs.device.window import Window
 from vmfs.ids import VmfsUuid
+from vmfs.locks.base import Clock
 from vmfs.locks.heartbeat import Mount
 from vmfs.locks.nexus import LockdEvents
 from vmfs.locks.permit import GuardedDevice, Permit
@@ -63,6 +64,7 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
     *,
     protocol: LockProtocol,
     timing: Timing,
+    clock: Clock,
     rng: Random,
     on_lost: Callable[[str], None],
 ) -> AsyncIterator[Nexus]:
@@ -73,6 +75,7 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
         lv: the logical volume on the LUN.
         protocol: how lock records are changed, as the volume says.
         timing: written into the heartbeat slot, for others to read.
+        clock: seconds since boot; leases are counted on it.
         rng: for pauses.
         on_lost: told when the nexus is gone, or fenced; all I/O has been stopped by then.
 
@@ -84,7 +87,12 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
     async with AsyncExitStack() as stack:
         with lockd_errors(f"registering as {session.host.name}"):
             client = await stack.enter_async_context(session.connect(events))
-        permit = Permit(returned=client.returned, granted=client.permit)
+        permit = Permit(
+            returned=client.returned,
+            granted=client.permit,
+            clock=clock,
+            interval=timing.heartbeat,
+        )
         device = GuardedDevice(lv, permit)
         blocks = BlockMap(lv.offset)
         writer: RecordWriter

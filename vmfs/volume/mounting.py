@@ -223,7 +223,8 @@ async def _beat(
     task_status: trio.TaskStatus[None],
 ) -> None:
     await slot.beat_forever(
-        interval=options.timing.heartbeat,
+        timing=options.timing.leases,
+        on_acknowledged=lambda until: nexus.permit.acknowledged(good_until=until),
         on_lost=lambda reason: _stop(nexus, losses, reason),
         task_status=task_status,
     )

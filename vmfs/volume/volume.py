@@ -140,6 +140,7 @@ class Volume:
             lv,
             protocol=descriptor.must_be_ours().lock_protocol,
             timing=options.timing,
+            clock=options.clock,
             rng=rng,
             on_lost=losses.note,
         )
