@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from tests.support.build import TINY_LIMITS, tiny_request
 from tests.support.volumes import cat, creation, names, put, volume_lab
-from vmfs.errors import LockBusy, NoSpace, NotFound
+from vmfs.errors import Exists, LockBusy, NoSpace, NotFound
 from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges
 from vmfs.units import GIB, MIB
 from vmfs.volume import Volume
@@ -203,4 +203,30 @@ async def test_stat_of_what_another_host_makes_and_deletes_all_the_time(
                     for entry in await names(b):
                         assert entry == b"f"
                     await trio.lowlevel.checkpoint()
+        await lab.assert_clean()
+
+
+async def test_mkdir_succeeds_though_another_host_removes_the_directory_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a, lab.host("b") as b:
+            done = trio.Event()
+
+            async def remove() -> None:
+                while not done.is_set():
+                    try:
+                        await b.namespace.rmdir(ROOT, b"d")
+                    except NotFound:
+                        await trio.lowlevel.checkpoint()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(remove)
+                for _ in range(30):
+                    try:
+                        made = await a.namespace.mkdir(ROOT, b"d", creation(0o755))
+                    except Exists:
+                        continue
+                    assert made.link_count == 2
+                done.set()
         await lab.assert_clean()

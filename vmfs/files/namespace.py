@@ -384,8 +384,11 @@ class Namespace:
         return self._table.expect(entry.address, entry.generation, name=entry.name)
 
     async def _make(self, parent: FdAddress, name: bytes, birth: Birth) -> Attributes:
-        inode = await self._creator.make(parent, name, birth, lambda _: None)
-        return await self._table.current(inode.address)
+        # As it was born: once its lock is let go, another host may delete it at any moment.
+        born: list[Attributes] = []
+        await self._creator.make(parent, name, birth, lambda inode: born.append(inode.attributes()))
+        [attributes] = born
+        return attributes
 
     async def _on_named(self, parent: FdAddress, name: bytes, act: _Act) -> None:
         """Hold a directory and what a name stands for there, and act on the two."""
