@@ -248,9 +248,9 @@ class OpenDirectory:
     async def read(self, start: int) -> Sequence[tuple[int, ListedName]]:
         """Some names from position `start` on, each with the position to continue after it.
 
-        No names mean the end. Position 0 takes a new snapshot (so rewinddir shows news); later positions read the same
-        snapshot, so that no name is skipped or doubled by changes meanwhile. `.` and `..` are
-        not among them.
+        No names mean the end. Position 0 takes a new snapshot (so rewinddir shows news); later
+        positions read the same snapshot, so that no name is skipped or doubled by changes
+        meanwhile. `.` and `..` are not among them.
 
         Raises:
             StaleHandle: the directory was deleted.

@@ -26,6 +26,7 @@ from vmfs.errors import (
     NotEmpty,
     NotFound,
     NotPermitted,
+    NotSupported,
     StaleHandle,
     TooManyLinks,
 )
@@ -157,6 +158,7 @@ class Namespace:
             LockBusy: another host has it in use (`holder` says who).
             IsADirectory: it is a directory.
             NotPermitted: a file of the volume itself, for writing.
+            NotSupported: a raw device mapping.
             ReadOnly: for writing, on a read-only volume.
             StaleHandle: it was deleted.
         """
@@ -171,6 +173,8 @@ class Namespace:
                 raise IsADirectory(f"{inode} is a directory")
             if inode.desc.type is FileType.SYMLINK:
                 raise InvalidArgument(f"{inode} is a symbolic link")
+            if inode.desc.type is FileType.RDM:
+                raise NotSupported(f"{inode} is a raw device mapping: its data is elsewhere")
             if changing:
                 inode.must_not_be_system()
             if truncate:
