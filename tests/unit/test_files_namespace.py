@@ -261,6 +261,11 @@ async def test_system_files_are_seen_and_read_but_never_changed() -> None:
             await a.namespace.rename(ROOT, b".fdc.sf", ROOT, b"x")
         with pytest.raises(NotPermitted):
             await a.namespace.link(found.address, ROOT, b"x")
+        sub = await mkdir(a, b"sub", await mkdir(a, b"d"))
+        parent = (await a.namespace.lookup(sub, b"..")).address
+        for flags in (RenameFlag.NONE, RenameFlag.EXCHANGE):
+            with pytest.raises(NotPermitted):
+                await a.namespace.rename(parent, b"sub", ROOT, b".vh.sf", flags)
 
 
 async def test_a_directory_grows_past_its_sub_block_and_shrinks() -> None:

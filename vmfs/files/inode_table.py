@@ -14,12 +14,14 @@ from typing import Final
 
 from vmfs.errors import CorruptRecord, LockBusy, StaleHandle
 from vmfs.files.attributes import Attributes, ListedName
+from vmfs.files.dir_block import DOT, DOT_DOT
 from vmfs.files.ground import Ground
 from vmfs.files.inode import Contents, Inode, attributes_of
 from vmfs.ids import FdAddress
 from vmfs.locks.base import HolderIs
 from vmfs.locks.order import LockId, LockKind
 from vmfs.ondisk.address import FdAddr, parse
+from vmfs.ondisk.dirent import DirEntry
 from vmfs.ondisk.disk_lock import LockMode
 from vmfs.ondisk.file_desc import FD_SIZE, META_OFFSET, VH_FD, FileDesc
 
@@ -72,6 +74,16 @@ class InodeTable:
         inode.generation = generation
         inode.name = name or inode.name
         return inode
+
+    def of_entry(self, entry: DirEntry) -> Inode:
+        """The node that an entry means; the dots say nothing new about generations.
+
+        Raises:
+            StaleHandle: as `get`.
+        """
+        if entry.name in (DOT, DOT_DOT):
+            return self.get(entry.address)
+        return self.expect(entry.address, entry.generation, name=entry.name)
 
     def listed(self, entries: Iterable[ListedName]) -> None:
         """What a directory lists now: addresses that meant other files before mean these."""

@@ -9,26 +9,19 @@ was returned by a lookup, operations on its address mean *that* generation, and 
 `StaleHandle` when it has been deleted (by whichever host), until `forget(address)` is called or a
 lookup returns the address with another generation.
 
-An operation that changes names looks up first, holding nothing; then it takes all the locks it
-turned out to need, in order; then it looks again. If the directory says something else by then,
-it starts over. What it decides under the locks it stages in one step, without awaiting: so on this
-host it is atomic, and after a crash it happened as a whole or not at all.
+What an operation decides under its locks it stages in one step, without awaiting: so on this host
+it is atomic, and after a crash it happened as a whole or not at all.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vmfs.errors import (
-    CorruptRecord,
     InvalidArgument,
     IsADirectory,
     LockBusy,
-    NotEmpty,
     NotFound,
-    NotPermitted,
     NotSupported,
     StaleHandle,
-    TooManyLinks,
 )
 from vmfs.files.attributes import (
     PERMISSION_BITS,
@@ -40,12 +33,12 @@ from vmfs.files.attributes import (
 )
 from vmfs.files.create import Birth, Creator
 from vmfs.files.data import FileData
-from vmfs.files.dir_block import DOT, DOT_DOT
-from vmfs.files.directory import ATTEMPTS_MAX, Directories, OpenDirectory, check_name, text
+from vmfs.files.directory import ATTEMPTS_MAX, Directories, OpenDirectory, text
 from vmfs.files.file import OpenFile
 from vmfs.files.ground import Ground
-from vmfs.files.inode import LINK_MAX, Inode
+from vmfs.files.inode import Inode
 from vmfs.files.inode_table import InodeTable
+from vmfs.files.names import Names, dangling
 from vmfs.files.orphans import Orphans
 from vmfs.files.removal import Removals
 from vmfs.files.rename import Move, Renamer
@@ -54,9 +47,6 @@ from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.dirent import NAME_MAX, DirEntry
 from vmfs.ondisk.disk_lock import LockMode
 from vmfs.ondisk.file_desc import FileType
-
-_Act = Callable[[Inode, Inode], Awaitable[None]]
-"""What to do with a directory and what a name stands for in it, both held exclusively."""
 
 _TIME_MAX: Final = 0xFFFFFFFF
 """The format has 32 bits for seconds since 1970: until 2106."""
@@ -73,6 +63,7 @@ class Namespace:
         self._data = FileData(ground, self._removals)
         self._directories = Directories(ground, table)
         self._creator = Creator(ground, table, self._directories)
+        self._names = Names(ground, table, self._directories, self._removals)
         self._renamer = Renamer(ground, table, self._directories, self._removals)
         self.orphans = Orphans(ground, table, self._removals)
 
@@ -87,15 +78,15 @@ class Namespace:
             LockBusy: a host that has changed it does not answer.
             CorruptRecord: the directory, or what the name stands for, is damaged.
         """
-        last = ""
+        last: DirEntry | None = None
         for _ in range(ATTEMPTS_MAX):
             entry = await self._directories.must_look(parent, name)
             try:
-                return await self._table.current(self._node(entry).address)
+                return await self._table.current(self._table.of_entry(entry).address)
             except StaleHandle as stale:
-                if str(stale) == last:
-                    raise _dangling(entry) from stale
-                last = str(stale)  # deleted since: look again
+                if entry == last:
+                    raise dangling(entry) from stale
+                last = entry  # deleted since: look again
         raise LockBusy(f"{text(name)!r}: the directory changes all the time")
 
     async def getattr(self, address: FdAddress) -> Attributes:
@@ -265,33 +256,7 @@ class Namespace:
             Exists, NameTooLong, NoSpace, ReadOnly, NotADirectory, StaleHandle, LockBusy: as
             `create`.
         """
-        self._ground.must_be_writable()
-        check_name(name)
-        wanted = {address: LockMode.EXCLUSIVE, parent: LockMode.EXCLUSIVE}
-        async with self._table.held(wanted, label=text(name)) as nodes:
-            inode, directory = nodes[address], nodes[parent]
-            entries = await self._directories.entries(directory)
-            if inode.is_directory:
-                raise NotPermitted(f"{inode} is a directory")
-            inode.must_not_be_system()
-            entries.must_not_have(name)
-            if inode.desc.link_count == 0:
-                raise NotFound(f"{inode} has no name any more")
-            if inode.desc.link_count >= LINK_MAX:
-                raise TooManyLinks(f"{inode} has {LINK_MAX} names")
-            growth = await self._directories.growth(directory)
-            async with self._ground.allocator.reserve(
-                want=growth.want, free=growth.free, near=growth.near, label=text(name)
-            ) as grant:
-                await self._directories.fill(directory, growth, grant)
-                await self._ground.room(grant.room + growth.room)
-                self._directories.grow(directory, growth, grant)
-                self._directories.add(directory, _entry(inode, name))
-                inode.loaded.add_links(1)
-                inode.loaded.change(ctime=self._ground.now())
-                inode.stage(self._ground.metadata, area=False)
-                self._touch(directory)
-            return inode.attributes()
+        return await self._names.link(address, parent, name)
 
     async def unlink(self, parent: FdAddress, name: bytes) -> None:
         """Remove a name; the file goes with its last name, once nobody has it open.
@@ -303,14 +268,7 @@ class Namespace:
             ReadOnly: the volume.
             LockBusy: another host has the file open.
         """
-
-        async def act(directory: Inode, inode: Inode) -> None:
-            if inode.is_directory:
-                raise IsADirectory(f"{text(name)!r} is a directory")
-            inode.must_not_be_system()
-            await self._remove(directory, name, inode)
-
-        await self._on_named(parent, name, act)
+        await self._names.unlink(parent, name)
 
     async def rmdir(self, parent: FdAddress, name: bytes) -> None:
         """Remove an empty directory.
@@ -322,17 +280,7 @@ class Namespace:
             ReadOnly: the volume.
             LockBusy: another host has it in use.
         """
-        if name == DOT:
-            raise InvalidArgument("'.' cannot be removed")
-        if name == DOT_DOT:
-            raise NotEmpty("'..' cannot be removed")
-
-        async def act(directory: Inode, inode: Inode) -> None:
-            if not (await self._directories.entries(inode)).is_empty:
-                raise NotEmpty(f"{text(name)!r} is not empty")
-            await self._remove(directory, name, inode)
-
-        await self._on_named(parent, name, act)
+        await self._names.rmdir(parent, name)
 
     async def rename(
         self,
@@ -381,61 +329,12 @@ class Namespace:
             last_close=self.orphans.last_close,
         )
 
-    def _node(self, entry: DirEntry) -> Inode:
-        """The node that an entry means; the dots say nothing new about generations."""
-        if entry.name in (DOT, DOT_DOT):
-            return self._table.get(entry.address)
-        return self._table.expect(entry.address, entry.generation, name=entry.name)
-
     async def _make(self, parent: FdAddress, name: bytes, birth: Birth) -> Attributes:
         # As it was born: once its lock is let go, another host may delete it at any moment.
         born: list[Attributes] = []
         await self._creator.make(parent, name, birth, lambda inode: born.append(inode.attributes()))
         [attributes] = born
         return attributes
-
-    async def _on_named(self, parent: FdAddress, name: bytes, act: _Act) -> None:
-        """Hold a directory and what a name stands for there, and act on the two."""
-        self._ground.must_be_writable()
-        last = ""
-        for _ in range(ATTEMPTS_MAX):
-            entry = await self._directories.must_look(parent, name, LockMode.EXCLUSIVE)
-            wanted = dict.fromkeys((parent, self._node(entry).address), LockMode.EXCLUSIVE)
-            try:
-                async with self._table.held(wanted, label=text(name)) as nodes:
-                    directory, inode = nodes[parent], nodes[entry.address]
-                    if (await self._directories.entries(directory)).find(name) == entry:
-                        inode.must_be(entry.type)
-                        await act(directory, inode)
-                        return
-            except StaleHandle as stale:
-                if str(stale) == last:
-                    raise _dangling(entry) from stale
-                last = str(stale)
-        raise LockBusy(f"{text(name)!r}: the directory changes all the time")
-
-    async def _remove(self, directory: Inode, name: bytes, inode: Inode) -> None:
-        """Take a name out of a directory, and what it stood for with it. Both are held."""
-        removal = await self._removals.plan(inode)
-        is_directory = inode.is_directory
-        async with self._ground.allocator.reserve(free=removal.frees, label=text(name)) as grant:
-            await self._ground.room(grant.room + removal.room)
-            self._removals.stage(inode, removal, grant)
-            self._directories.remove(directory, name)
-            directory.loaded.add_links(-int(is_directory))
-            self._touch(directory)
-        await self._removals.finish(inode, removal)
-
-    def _touch(self, directory: Inode) -> None:
-        """Stage a directory whose entries have changed."""
-        now = self._ground.now()
-        directory.loaded.change(mtime=now, ctime=now)
-        directory.stage(self._ground.metadata)
-
-
-def _entry(inode: Inode, name: bytes) -> DirEntry:
-    desc = inode.desc
-    return DirEntry(type=desc.type, address=desc.address, generation=desc.generation, name=name)
 
 
 def _changed_fields(changes: AttributeChanges) -> dict[str, int]:
@@ -448,9 +347,3 @@ def _changed_fields(changes: AttributeChanges) -> dict[str, int]:
         "atime": None if changes.atime is None else min(max(changes.atime, 0), _TIME_MAX),
     }
     return {field: value for field, value in wanted.items() if value is not None}
-
-
-def _dangling(entry: DirEntry) -> CorruptRecord:
-    return CorruptRecord(
-        DirEntry.NAME, entry.address, f"{text(entry.name)!r}", "a deleted file", "a file"
-    )

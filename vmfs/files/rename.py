@@ -21,6 +21,7 @@ from vmfs.errors import (
     LockBusy,
     NotEmpty,
     NotFound,
+    NotPermitted,
     StaleHandle,
     TooManyLinks,
 )
@@ -172,6 +173,10 @@ class Renamer:
         )
         target = await look(move.target_parent, move.target_name, LockMode.EXCLUSIVE)
         move.check(target)
+        for entry in (source, target):
+            # Here already, before the tree lock is taken: that is the lock of such a file.
+            if entry is not None and entry.type in (FileType.SYSTEM, FileType.RDM):
+                raise NotPermitted(f"{text(entry.name)!r} is a file of the volume itself")
         return Found(source=source, target=target)
 
     @asynccontextmanager
