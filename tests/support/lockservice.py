@@ -125,6 +125,7 @@ class LockHost:
     written_back: list[LockId] = field(default_factory=list)
     recovered: list[SlotIndex] = field(default_factory=list)
     known: dict[LockId, bytes] = field(default_factory=dict)  # what the attributes hook says
+    beats: trio.CancelScope | None = None
     during_revoke: Wait | None = None
     during_replay: Wait | None = None
 
@@ -132,6 +133,36 @@ class LockHost:
         """SIGKILL: its tasks end, lockd sees the process exit."""
         self.nursery.cancel_scope.cancel()
         self.exit()
+
+    async def beat(self) -> None:
+        """Beat from now on, in a task of its own, and keep to the lease."""
+        await self.nursery.start(self._beat)
+
+    async def _beat(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.CancelScope() as self.beats:
+            await self.slot.beat_forever(
+                timing=LEASES,
+                on_acknowledged=lambda until: self.permit.acknowledged(good_until=until),
+                on_lost=self.permit.stop,
+                task_status=task_status,
+            )
+
+    def freeze(self) -> Callable[[], None]:
+        """SIGSTOP, as far as others see it: no beat, no answer. The result is SIGCONT.
+
+        What it has under way with the LUN goes on: a test that needs more takes a process.
+        """
+        assert self.beats is not None, "it did not beat"
+        self.beats.cancel()
+        thawed = trio.Event()
+        self.during_revoke = thawed.wait
+
+        def thaw() -> None:
+            self.during_revoke = None
+            thawed.set()
+            self.nursery.start_soon(self.beat)
+
+        return thaw
 
     async def unmount(self) -> None:
         """Release all locks and the slot, say goodbye."""
@@ -265,6 +296,8 @@ class Cluster:
                 service=client,
                 blocks=blocks,
                 clock=trio.current_time,
+                leases=LEASES,
+                lease_time=permit.lease_time,
                 rng=rng,
                 on_lost=permit.stop,
             )

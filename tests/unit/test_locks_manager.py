@@ -508,6 +508,7 @@ async def test_waiting_names_for_whom(autojump_clock: MockClock) -> None:
 async def test_silent_holder_makes_busy_after_the_limit(autojump_clock: MockClock) -> None:
     async with cluster() as lab:
         a, b = await lab.host("a"), await lab.host("b")
+        await a.beat()
         lock = lab.lock(0)
         a.during_revoke = trio.sleep_forever
         await visit(a, lock, EXCLUSIVE)

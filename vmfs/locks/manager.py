@@ -37,8 +37,10 @@ from vmfs.locks.base import (
 from vmfs.locks.decide import Refuse
 from vmfs.locks.entry import Attempt, Entry, LockTable, OpPin
 from vmfs.locks.giving import Giving
+from vmfs.locks.lease import LeaseTiming
 from vmfs.locks.order import LockId, covers, in_order, is_in_order
 from vmfs.locks.others import OtherHosts
+from vmfs.locks.overdue import Overdue
 from vmfs.locks.records import Got, LockRecords, Outcome
 from vmfs.locks.service import BlockMap, LockService
 from vmfs.ondisk.disk_lock import Holder, LockMode
@@ -127,6 +129,8 @@ class LockManager:
         service: LockService,
         blocks: BlockMap,
         clock: Clock,
+        leases: LeaseTiming,
+        lease_time: Clock,
         rng: Random,
         on_lost: Callable[[str], None],
     ) -> None:
@@ -137,6 +141,8 @@ class LockManager:
             service: the nexus with lockd.
             blocks: where records stand on the LUN.
             clock: seconds since boot.
+            leases: our pace, for hosts that do not say theirs.
+            lease_time: the clock on which other hosts are judged (`Permit.lease_time`).
             rng: for pauses.
             on_lost: told when our locks turn out not to be ours (stop the permit).
         """
@@ -146,7 +152,10 @@ class LockManager:
         self._clock = clock
         self._rng = rng
         self._table = LockTable()
-        self._others = OtherHosts(service=service, records=records, blocks=blocks, rng=rng)
+        overdue = Overdue(service=service, records=records, leases=leases, lease_time=lease_time)
+        self._others = OtherHosts(
+            service=service, records=records, blocks=blocks, overdue=overdue, rng=rng
+        )
         self._giving = Giving(
             table=self._table, records=records, blocks=blocks, clock=clock, on_lost=on_lost
         )

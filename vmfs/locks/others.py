@@ -3,8 +3,10 @@
     STANDS ──ask──► DONE: look again            IN_USE: LockBusy, with their own words
                     NOT_HELD: look again, soon  GONE: recover (proof of death came with it)
                     UNREACHABLE: fence; FENCED: recover, else LockBusy
-                    silence: LockBusy
+                    silence, and its heartbeat goes on: LockBusy
+                    silence, and its heartbeat stands still for its lease: fence, as above
     REPLAYED ─────► wait until the slot has changed, or take over from a replayer that died too
+                    (or hangs: fenced after its lease)
 
 Nothing here writes a lock record or decides anything for good: the caller reads the record again.
 """
@@ -17,11 +19,13 @@ from typing import Final
 import trio
 
 from lockd.protocol.messages import AskAnswer
-from lockd.protocol.terms import AnswerKind, AskKind, FenceResult
+from lockd.protocol.terms import AnswerKind, AskKind
 from vmfs.errors import LockBusy, VmfsError
 from vmfs.locks.base import Hooks
-from vmfs.locks.decide import Ask, Standing, Wait
+from vmfs.locks.decide import Ask, Standing, Wait, replayer_of
+from vmfs.locks.lease import SlotWatch
 from vmfs.locks.order import LockId
+from vmfs.locks.overdue import NEVER, Overdue, host_name
 from vmfs.locks.records import LockRecords
 from vmfs.locks.service import BlockMap, LockService, clip_label, lockd_errors
 from vmfs.ondisk.disk_lock import Holder
@@ -31,8 +35,8 @@ log = logging.getLogger("vmfs.locks.others")
 
 ASK_SECONDS_MAX: Final = 30.0
 """How long a live holder may take over its answer: the commit and checkpoint of a full journal on a
-slow disk, and the operation before it. Longer than a lease (16 s), after which silence is judged by
-the heartbeat and not by this."""
+slow disk, and the operation before it. Time in which its heartbeat stands still does not count: its
+lease decides then (`overdue.py`)."""
 
 RECOVERY_SECONDS_MAX: Final = 60.0
 """How long an operation waits for another host that recovers a third: a full journal is replayed in
@@ -52,9 +56,16 @@ class OtherHosts:
     """How this host deals with the others. Holds no lock and no state but recoveries under way."""
 
     def __init__(
-        self, *, service: LockService, records: LockRecords, blocks: BlockMap, rng: Random
+        self,
+        *,
+        service: LockService,
+        records: LockRecords,
+        blocks: BlockMap,
+        overdue: Overdue,
+        rng: Random,
     ) -> None:
         self.hooks: Hooks | None = None
+        self._overdue = overdue
         self._service = service
         self._records = records
         self._blocks = blocks
@@ -115,7 +126,7 @@ class OtherHosts:
         slot, standing = await self._records.slot_of(holder)
         if standing is not Standing.STANDS:
             return None
-        answer = await self._ask(lock, holder, slot, AskKind.ATTRIBUTES, "attributes")
+        answer = await self._ask(lock, holder, slot, AskKind.ATTRIBUTES, "attributes", _ignore)
         if answer.kind is AnswerKind.DONE:
             return answer.payload or None
         await self._hear(lock, holder, answer, _ignore)
@@ -133,21 +144,87 @@ class OtherHosts:
             return True
         verb = "to give it up" if what is AskKind.GIVE_UP else "to share it"
         tell(f"{host_name(slot)}, which was asked {verb}")
-        answer = await self._ask(lock, holder, slot, what, label)
+        answer = await self._ask(lock, holder, slot, what, label, tell)
         return await self._hear(lock, holder, answer, tell)
 
-    async def _ask(
-        self, lock: LockId, holder: Holder, slot: Heartbeat, what: AskKind, label: str
+    async def _ask(  # noqa: PLR0913 - one question, all of it
+        self,
+        lock: LockId,
+        holder: Holder,
+        slot: Heartbeat,
+        what: AskKind,
+        label: str,
+        tell: Tell,
     ) -> AskAnswer:
+        """Ask, and watch the holder's heartbeat while it is silent.
+
+        Returns:
+            Its answer, or GONE in its place: lockd's, when it saw the holder end, or ours, when it
+            was fenced after its lease or is being recovered already.
+        """
+        heard: list[AskAnswer] = []
+        failures: list[VmfsError] = []
         text = clip_label(label or str(lock))
         lba = self._blocks.lba(lock.lv_offset)
-        with trio.move_on_after(ASK_SECONDS_MAX), lockd_errors(f"asking for {lock}"):
-            return await self._service.ask(lba, what, holder.owner.raw, label=text)
+
+        async def ask() -> None:
+            try:
+                with lockd_errors(f"asking for {lock}"):
+                    heard.append(await self._service.ask(lba, what, holder.owner.raw, label=text))
+            except VmfsError as error:
+                failures.append(error)
+            nursery.cancel_scope.cancel()
+
+        async def watch() -> None:
+            try:
+                late = await self._until_gone(holder, slot, label or str(lock), tell)
+            except VmfsError as error:
+                failures.append(error)
+            else:
+                heard.append(late)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            nursery.start_soon(watch)
+        if heard:
+            return heard[0]
+        raise failures[0]
+
+    async def _until_gone(
+        self, holder: Holder, slot: Heartbeat, wanted: str, tell: Tell
+    ) -> AskAnswer:
+        """Return when the holder has been fenced because its heartbeat stood still.
+
+        Raises:
+            LockBusy: it beats, and has not answered; or it could not be fenced.
+        """
+        who = host_name(slot)
+        watch = self._overdue.begin(slot)
+        silent = 0.0
+        while silent < ASK_SECONDS_MAX:
+            await trio.sleep(watch.pace.look_every)
+            slot, seen = await self._overdue.look(holder, watch)
+            if seen is None:
+                return AskAnswer(kind=AnswerKind.GONE, payload=b"", who=who, proof="recovered")
+            watch = seen
+            if watch.is_over:
+                return await self._fence_overdue(slot, watch, tell)
+            if watch.is_late and watch.left < NEVER:
+                tell(_late(who, watch))
+            else:
+                silent += watch.pace.look_every
         raise LockBusy(
-            f"{label or lock}: {host_name(slot)} has it, and has not answered for "
-            f"{ASK_SECONDS_MAX:.0f} s",
-            holder=host_name(slot),
+            f"{wanted}: {who} has it, and has not answered for {ASK_SECONDS_MAX:.0f} s",
+            holder=who,
         )
+
+    async def _fence_overdue(self, slot: Heartbeat, watch: SlotWatch, tell: Tell) -> AskAnswer:
+        who = host_name(slot)
+        tell(f"lockd, which fences {who}")
+        why = f"its heartbeat has stood still for {watch.still_for:.1f} s"
+        proof = await self._overdue.fence(slot, why=why)
+        return AskAnswer(kind=AnswerKind.GONE, payload=b"", who=who, proof=proof)
 
     async def _hear(self, lock: LockId, holder: Holder, answer: AskAnswer, tell: Tell) -> bool:
         """Act on an answer. Returns whether the record has changed, as far as is known."""
@@ -174,21 +251,14 @@ class OtherHosts:
     async def _fence_unknown(self, holder: Holder) -> None:
         """A holder of whom lockd never heard: only a fence can tell whether it is dead."""
         slot, standing = await self._records.slot_of(holder)
-        if standing is not Standing.STANDS:
-            return
-        who = host_name(slot)
-        info = slot.host
-        if info is None or not info.nonce:
-            raise LockBusy(f"held by {who}, which is not a host of lockd's", holder=who)
-        with lockd_errors(f"fencing {who}"):
-            answer = await self._service.fence(holder.owner.raw, nonce=info.nonce)
-        if answer.result is not FenceResult.FENCED:
-            raise LockBusy(f"held by {who}, which cannot be fenced: {answer.proof}", holder=who)
+        if standing is Standing.STANDS:
+            await self._overdue.fence(slot, why="lockd does not know it")
 
     async def _recover_or_wait(self, holder: Holder, tell: Tell) -> None:
         """Return when the holder's slot has moved on: recovered by us, or by whoever was first."""
         gives_up_at = trio.current_time() + RECOVERY_SECONDS_MAX
         pause = POLL_SECONDS
+        rival: tuple[Holder, SlotWatch] | None = None
         while True:
             slot, standing = await self._records.slot_of(holder)
             if standing is Standing.STALE:
@@ -202,10 +272,31 @@ class OtherHosts:
                 busy = error
             if busy is None and (await self._records.slot_of(holder))[1] is Standing.STALE:
                 return
+            rival = await self._judge_rival(slot, rival, tell)
             if trio.current_time() >= gives_up_at:
                 raise busy or LockBusy(f"{who} is dead, and its recovery goes on", holder=who)
             await trio.sleep(pause * self._rng.uniform(0.5, 1.0))
             pause = min(pause * 2, POLL_SECONDS_MAX)
+
+    async def _judge_rival(
+        self, slot: Heartbeat, known: tuple[Holder, SlotWatch] | None, tell: Tell
+    ) -> tuple[Holder, SlotWatch] | None:
+        """Have another host that recovers `slot` fenced, when its own heartbeat stands still."""
+        rival = replayer_of(slot)
+        if rival is None or rival == self._records.me:
+            return None
+        if known is None or known[0] != rival:
+            its_slot, standing = await self._records.slot_of(rival)
+            return (rival, self._overdue.begin(its_slot)) if standing is Standing.STANDS else None
+        its_slot, watch = await self._overdue.look(rival, known[1])
+        if watch is None:
+            return None
+        if watch.is_late:
+            tell(f"{_late(host_name(its_slot), watch)}; it recovers {host_name(slot)}")
+        if watch.is_over:
+            await self._fence_overdue(its_slot, watch, tell)
+            return None
+        return rival, watch
 
     async def _recover(self, slot: Heartbeat) -> None:
         """Have it recovered, once, however many wait for it."""
@@ -224,10 +315,11 @@ class OtherHosts:
             ended.set()
 
 
-def host_name(slot: Heartbeat) -> str:
-    """The holder of a slot, in words."""
-    info = slot.host
-    return f"{info.name} (pid {info.pid})" if info is not None else f"host {slot.owner}"
+def _late(who: str, watch: SlotWatch) -> str:
+    return (
+        f"{who}, whose heartbeat has stood still for {watch.still_for:.1f} s; "
+        f"it is fenced in {watch.left:.1f} s"
+    )
 
 
 def _ignore(_: str) -> None:

@@ -114,6 +114,10 @@ class Permit:
             log.info("io resumed reason='a heartbeat was acknowledged' waiting=%d", len(self._lot))
             self._lot.unpark_all()
 
+    def lease_time(self) -> float:
+        """The clock on which this host judges others; it stands still under reservations."""
+        return self.lease_clock.read(self._clock())
+
     def reserve(self, *, held: bool) -> None:
         """This host itself has the LUN reserved (or no longer): nobody else can beat."""
         self._reserved_here = held

@@ -16,7 +16,7 @@ from lockd.protocol.terms import FenceResult
 from vmfs.device.base import Device
 from vmfs.errors import LeaseLost, LockBusy
 from vmfs.locks.decide import Standing, judge, replayer_of
-from vmfs.locks.others import host_name
+from vmfs.locks.overdue import host_name
 from vmfs.locks.records import read_slot
 from vmfs.locks.service import LockService, has_ended, lockd_errors
 from vmfs.locks.writers import RecordWriter

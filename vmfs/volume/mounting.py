@@ -113,6 +113,8 @@ async def _prepare(  # noqa: PLR0913 - one step of `mount`
         service=nexus.client,
         blocks=nexus.blocks,
         clock=options.clock,
+        leases=options.timing.leases,
+        lease_time=nexus.permit.lease_time,
         rng=Random(options.seed),
         on_lost=lambda reason: _stop(nexus, losses, reason),
     )
