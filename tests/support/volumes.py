@@ -37,6 +37,7 @@ class MortalDevice:
     def __init__(self, device: MemoryDevice) -> None:
         self._device = device
         self.dead = False
+        self.writes_left: int | None = None  # then it dies; None: not by itself
 
     @property
     def size(self) -> int:
@@ -51,6 +52,7 @@ class MortalDevice:
         return await self._device.read(offset, length)
 
     async def write(self, offset: int, data: Buffer) -> None:
+        self._wear()
         self._live("write")
         await self._device.write(offset, data)
 
@@ -59,6 +61,7 @@ class MortalDevice:
         await self._device.flush()
 
     async def write_zeroes(self, offset: int, length: int) -> None:
+        self._wear()
         self._live("write_zeroes")
         await self._device.write_zeroes(offset, length)
 
@@ -72,6 +75,11 @@ class MortalDevice:
 
     async def aclose(self) -> None:
         pass
+
+    def _wear(self) -> None:
+        if self.writes_left is not None:
+            self.dead = self.dead or self.writes_left == 0
+            self.writes_left -= 1
 
     def _live(self, verb: str) -> None:
         if self.dead:
@@ -129,6 +137,14 @@ class VolumeLab:
         host = self.hosts[id(volume)]
         host.device.dead = True
         self.lockd.sessions.exit(host.process)
+
+    def kill_after(self, volume: Volume, writes: int) -> None:
+        """Let the host's I/O end after so many more writes; `kill` it then."""
+        self.hosts[id(volume)].device.writes_left = writes
+
+    def is_dead(self, volume: Volume) -> bool:
+        """Whether nothing of the host reaches the LUN any more."""
+        return self.hosts[id(volume)].device.dead
 
     async def assert_clean(self) -> None:
         """A check finds nothing; hosts that are still there have committed what they did."""

@@ -17,6 +17,7 @@ from tests.support.build import tiny_request
 from tests.support.model import Model
 from tests.support.storm import NAMES, SIZES, Step, Storm, Verb, is_one_of, tree
 from tests.support.volumes import volume_lab
+from vmfs.errors import VmfsError
 from vmfs.ondisk.descriptor import VolumeFlag
 
 VERBS = [*Verb, Verb.CREATE, Verb.MKDIR, Verb.WRITE, Verb.WRITE, Verb.RENAME, Verb.TRUNCATE]
@@ -79,6 +80,34 @@ def run(steps: list[Step], flags: VolumeFlag = VolumeFlag.NONE, *, crash: bool =
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def run_until_killed(steps: list[Step], writes: int) -> None:
+    """The host dies in the middle of something, after so many writes."""
+
+    async def main() -> None:
+        async with volume_lab() as lab:
+            async with lab.host("a") as a:
+                storm = Storm(a, Model())
+                await storm.run([])
+                lab.kill_after(a, writes)
+                for step in steps:
+                    try:
+                        await storm.step(step)
+                    except (VmfsError, AssertionError):
+                        if not lab.is_dead(a):
+                            raise
+                    storm.history.append(storm.model.clone())
+                    if lab.is_dead(a):
+                        break
+                lab.kill(a)
+            async with lab.host("b") as b:
+                await trio.sleep(1)
+                assert is_one_of(await tree(b), storm.history)
+                assert b.namespace.orphans.count == 0
+            await lab.assert_clean()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
 def run_in_turns(steps: list[Step]) -> None:
     async def main() -> None:
         async with volume_lab() as lab:
@@ -111,6 +140,15 @@ def test_killed_volume_shows_a_state_since_the_last_sync(
 
 @pytest.mark.slow
 @storms
+@given(steps=STEPS, writes=st.integers(0, 200))
+def test_volume_killed_within_an_operation_shows_all_of_it_or_nothing(
+    steps: list[Step], writes: int
+) -> None:
+    run_until_killed(steps, writes)
+
+
+@pytest.mark.slow
+@storms
 @given(steps=STEPS)
 def test_two_hosts_in_turns_do_what_the_model_does(steps: list[Step]) -> None:
     run_in_turns(steps)
@@ -122,6 +160,10 @@ def test_one_storm() -> None:
 
 def test_one_storm_and_a_kill() -> None:
     run(random_steps(2, 25), crash=True)
+
+
+def test_one_storm_cut_short() -> None:
+    run_until_killed(random_steps(4, 25), 20)
 
 
 def test_one_storm_of_two_hosts() -> None:
