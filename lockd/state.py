@@ -51,6 +51,7 @@ class Timing:
 
     recall: float = 10.0  # for a permit: the time after which a host that hangs has stopped itself
     fence: float = 5.0  # for an exit after SIGKILL: 0.1 ms is usual, more means stuck in the kernel
+    lease: float = 16.0  # for a word of a host that everybody waits for; then it is fenced
     register: float = 2.0  # for the exit of an earlier start, whose socket closed but just now
 
 
@@ -159,6 +160,12 @@ class Host:
     permit: PermitState
     last_heard: float
     recall: int = 0  # the number of the last recall it was sent
+    asked_since: float | None = None  # a recall that it has said nothing since, of any kind
+
+    def hear(self, now: float) -> None:
+        """It said something, whatever it was."""
+        self.last_heard = now
+        self.asked_since = None
 
     @property
     def open(self) -> bool:

@@ -74,6 +74,13 @@ class LunOption(click.ParamType[tuple[str, Path]]):
     type=click.FloatRange(min=0.001),
     help="How long a fence waits for the exit of what it killed.",
 )
+@click.option(
+    "--lease-seconds",
+    default=Timing().lease,
+    show_default=True,
+    type=click.FloatRange(min=0.001),
+    help="A host that holds up all others, and says nothing for so long, is fenced.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every change of a lock, too.")
 def main(  # noqa: PLR0913 - one per option
     *,
@@ -82,6 +89,7 @@ def main(  # noqa: PLR0913 - one per option
     state: Path,
     recall_seconds: float,
     fence_seconds: float,
+    lease_seconds: float,
     verbose: bool,
 ) -> None:
     """Serve the lock logic of shared LUNs: compare-and-write, reservations, fencing.
@@ -97,7 +105,7 @@ def main(  # noqa: PLR0913 - one per option
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
-    timing = Timing(recall=recall_seconds, fence=fence_seconds)
+    timing = Timing(recall=recall_seconds, fence=fence_seconds, lease=lease_seconds)
     config = Config(luns=luns, socket=socket, state=state, timing=timing)
     try:
         trio.run(_run, config)

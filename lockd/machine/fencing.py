@@ -57,6 +57,18 @@ def fence(turn: Turn, session: Session, request_id: int, message: Fence) -> None
         _kill(turn, session, request_id, host)
 
 
+def begin(turn: Turn, host: Host, by: str, *, why: str = "") -> None:
+    """Refuse a host from now on, and have its process killed. Its exit will be the proof."""
+    record = host.record
+    because = f": {why}" if why else ""
+    if not record.blocked:
+        turn.audit_host(AuditKind.FENCE_BEGUN, host, f"{by} fences {record}{because}")
+        _block(turn, host)
+        turn.notify(host, FencedNotice(reason=f"fenced by {by}{because}"))
+    if record.process != NO_PROCESS:
+        turn.out.kills.append(record.process)
+
+
 def host_ended(turn: Turn, host: Host) -> None:
     """The proof is there: answer who waits for it."""
     for wait in [wait for wait in turn.state.fences if wait.key == host.record.key]:
@@ -122,16 +134,12 @@ def _kill(turn: Turn, session: Session, request_id: int, host: Host) -> None:
     record, now = host.record, turn.now.boot
     if record.process != NO_PROCESS:
         turn.begin_wait(session)
-    if not record.blocked:
-        by = "an administrator" if session.nexus is None else turn.state.name_of(session.nexus)
-        turn.audit_host(AuditKind.FENCE_BEGUN, host, f"{by} fences {record}")
-        _block(turn, host)
-        turn.notify(host, FencedNotice(reason=f"fenced by {by}"))
+    by = "an administrator" if session.nexus is None else turn.state.name_of(session.nexus)
+    begin(turn, host, by)
     if record.process == NO_PROCESS:
         text = f"{record} is refused from now on, but its process is not known"
         turn.reply(session.id, request_id, FenceAnswer(result=FenceResult.UNKNOWN, proof=text))
         return
-    turn.out.kills.append(record.process)
     turn.state.fences.append(
         FenceWait(
             key=record.key,

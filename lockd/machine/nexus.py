@@ -157,7 +157,7 @@ def _adopt(turn: Turn, lun: Lun, host: Host, session: Session, request_id: int) 
         turn.out.closes.append(old.id)
         _lose_nexus(turn, host, old)
     host.session = session.id
-    host.last_heard = turn.now.boot
+    host.hear(turn.now.boot)
     session.nexus = host.record.key
     permit = reservation.rejoin(turn, lun, host)
     turn.audit_host(AuditKind.ADOPTED, host, f"{host.record} is connected again")

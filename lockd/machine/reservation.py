@@ -213,6 +213,8 @@ def _recall(turn: Turn, lun: Lun, host: Host, *, by: str) -> None:
     lun.last_recall += 1
     host.permit = PermitState.RECALLED
     host.recall = lun.last_recall
+    if host.asked_since is None:
+        host.asked_since = turn.now.boot
     turn.notify(host, PermitRecalled(recall=lun.last_recall, by=by))
 
 

@@ -1,6 +1,6 @@
 """The entry to the machine: one event in, one outcome out."""
 
-from lockd.machine import asks, fencing, nexus, report, reservation
+from lockd.machine import asks, fencing, nexus, report, reservation, silence
 from lockd.machine.events import (
     Event,
     Executed,
@@ -50,6 +50,7 @@ def step(state: State, event: Event, now: Moment) -> Outcome:  # noqa: C901 - a 
             reservation.pass_deadlines(turn)
             fencing.pass_deadlines(turn)
             nexus.pass_deadlines(turn)
+            silence.pass_deadlines(turn)
     return turn.out
 
 
@@ -57,6 +58,7 @@ def next_deadline(state: State) -> float | None:
     """When a `Tick` is due at the latest, if nothing else happens. CLOCK_BOOTTIME seconds."""
     due = [wait.deadline for wait in state.fences]
     due += [wait.deadline for wait in state.registers]
+    due += silence.deadlines(state)
     for lun in state.luns.values():
         if lun.reserving is not None:
             due.append(lun.reserving.deadline)
@@ -78,7 +80,7 @@ def _received(turn: Turn, event: Received) -> None:
 def _dispatch(turn: Turn, session: Session, request_id: int, message: m.Request) -> None:  # noqa: C901
     """The table of verbs. A message that wants no reply has the request id 0."""
     if session.nexus is not None:
-        turn.state.hosts[session.nexus].last_heard = turn.now.boot
+        turn.state.hosts[session.nexus].hear(turn.now.boot)
     if not session.greeted and not isinstance(message, m.Hello):
         raise _end_session(turn, session, "say Hello first")
     if bool(request_id) == isinstance(message, m.NOTICES_TO_LOCKD):

@@ -268,6 +268,7 @@ async def test_beat_that_does_not_get_through_is_given_up_and_tried_again(
     async with cluster() as lab:
         a, b = await lab.host("a"), await lab.host("b")
         lost: list[str] = []
+        await b.beat()
         async with trio.open_nursery() as nursery:
             await b.client.reserve()  # and sits on it: a's beats wait
             assert not a.permit.statistics().waiting

@@ -220,7 +220,13 @@ class ReservationWriter:
                 await pauses.after_conflict(Conflict(holder="a reset of the LUN"))
 
     async def update_own(self, lv_offset: LvOffset, choose: Choose, *, believed: bytes) -> bytes:
-        """See `RecordWriter.update_own`: a plain read and write, when the LUN is not reserved."""
+        """See `RecordWriter.update_own`: a plain read and write, when the LUN is not reserved.
+
+        Before that a word to lockd: it judges hosts that everybody waits for by their silence, and
+        a host that it cannot hear has no good beat.
+        """
+        with lockd_errors("heartbeat"):
+            await self._service.status()
         await self._permit.enter_for_beat()
         try:
             current = await self._device.read(lv_offset, SECTOR_SIZE)
