@@ -12,7 +12,8 @@ order of arrival, before any reply that was sent later is delivered. It must not
 A lost connection is final for the client object: `on_event(Lost())`, and everybody who waits gets
 `LockdDisconnected`; whoever waits for a compare-and-write gets `CompareAndWriteUnknown`, because
 it may have been carried out: re-read the block, never send it again. Connecting anew with the same
-host uuid and nonce is adopted by lockd under the same generation (`client.adopted`).
+host uuid and nonce is adopted by lockd under the same generation (`client.adopted`). That is what
+`connect_lasting` does by itself: its client goes on over as many connections as it takes.
 
 The caller's duties about reservations: on `UnitAttention` a reservation of yours is gone, whatever
 you believed; start the operation again. On `PermitRecalled` start no I/O, drain, then `returned()`.
@@ -28,6 +29,14 @@ from lockd.client.errors import (
     LockdProtocolError,
     LockdRefused,
     LockdUnreachable,
+)
+from lockd.client.reconnect import (
+    Dial,
+    Disconnected,
+    LastingClient,
+    LastingEvent,
+    Reconnected,
+    connect_lasting,
 )
 from lockd.client.session import Event, HostIdentity, LockClient, Lost, Observer
 from lockd.protocol.messages import (
@@ -56,6 +65,8 @@ __all__ = [
     "AuditEntry",
     "CompareAndWriteUnknown",
     "Conflict",
+    "Dial",
+    "Disconnected",
     "ErrorCode",
     "Event",
     "EventNotice",
@@ -65,6 +76,8 @@ __all__ = [
     "FencedNotice",
     "Good",
     "HostIdentity",
+    "LastingClient",
+    "LastingEvent",
     "LockClient",
     "LockdDisconnected",
     "LockdError",
@@ -76,9 +89,11 @@ __all__ = [
     "Observer",
     "PermitGranted",
     "PermitRecalled",
+    "Reconnected",
     "StatusReport",
     "UnitAttention",
     "connect",
+    "connect_lasting",
     "connect_stream",
     "observe",
     "observe_stream",

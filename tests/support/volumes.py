@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 
 import trio
 
-from lockd.client import Event, HostIdentity, LockClient, connect_stream
+from lockd.client import (
+    ErrorCode,
+    Event,
+    Fenced,
+    HostIdentity,
+    LockClient,
+    connect_stream,
+)
 from lockd.state import ProcessId
 from tests.support.build import TIME, build_volume, tiny_request
 from tests.support.checked import assert_clean
@@ -90,6 +97,7 @@ class MortalDevice:
 class _Host:
     device: MortalDevice
     process: ProcessId
+    refused: bool = False  # lockd lets it in no more
 
 
 Connection = AbstractAsyncContextManager[LockClient]
@@ -114,6 +122,8 @@ class VolumeLab:
         )
 
         def connect(on_event: Callable[[Event], None]) -> Connection:
+            if host.refused or host.device.dead:
+                raise Fenced(ErrorCode.FENCED, "the process is dead")
             return connect_stream(self.lockd.stream(host.process), identity, LUN, on_event)
 
         options = VolumeOptions(

@@ -141,9 +141,10 @@ async def test_host_that_is_killed_and_comes_back_finds_its_work() -> None:
         await lab.assert_clean()
 
 
-async def lose_lockd(lab: VolumeLab) -> None:
+async def be_fenced(lab: VolumeLab) -> None:
     async with lab.host("a") as a:
         await put(a, b"f")
+        lab.hosts[id(a)].refused = True
         lab.lockd.sessions.exit(lab.hosts[id(a)].process)
         await trio.sleep(1)
         assert a.failed is not None
@@ -151,10 +152,10 @@ async def lose_lockd(lab: VolumeLab) -> None:
             await put(a, b"g", b"x" * 9000)
 
 
-async def test_host_without_lockd_any_more_fails_its_operations_and_its_close() -> None:
+async def test_host_that_lockd_lets_in_no_more_fails_its_operations_and_its_close() -> None:
     async with volume_lab() as lab:
         with pytest.raises(VmfsError):
-            await lose_lockd(lab)
+            await be_fenced(lab)
 
 
 async def test_lockd_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from lockd.client import Event, Lost
+from lockd.client import Disconnected, LastingEvent, Lost, Reconnected
 from lockd.protocol.messages import (
     Asked,
     EventNotice,
@@ -47,9 +47,9 @@ class LockdEvents:
         self._permit: Permit | None = None
         self._writer: ReservationWriter | None = None
         self._on_asked: OnAsked | None = None
-        self._early: list[Event] = []
+        self._early: list[LastingEvent] = []
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: LastingEvent) -> None:
         """Take one event."""
         if isinstance(event, Asked):
             if self._on_asked is None:
@@ -82,7 +82,7 @@ class LockdEvents:
         for event in early:
             self(event)
 
-    def _drive(self, permit: Permit, event: Event) -> None:
+    def _drive(self, permit: Permit, event: LastingEvent) -> None:
         match event:
             case PermitRecalled():
                 log.debug("permit recalled by=%r", event.by)
@@ -91,16 +91,23 @@ class LockdEvents:
                 permit.grant()
             case UnitAttention():
                 log.warning("unit attention reason=%s text=%r", event.reason.name, event.text)
-                if self._writer is not None:
-                    self._writer.reservation_lost()
+                self._lose_reservation()
+            case Disconnected():
+                permit.disconnected()
+                self._lose_reservation()
+            case Reconnected():
+                permit.reconnected(granted=event.permit)
             case FencedNotice():
                 self._stop(permit, f"this host was fenced: {event.reason}")
             case Lost():
-                # Without lockd nobody would tell us that the LUN was reserved, or that we were
-                # fenced.
+                # For good: nobody will ever tell us that the LUN was reserved, or we were fenced.
                 self._stop(permit, f"the connection to lockd was lost: {event.reason}")
             case EventNotice() | Asked():
                 pass  # nobody watches here; asks were taken out above
+
+    def _lose_reservation(self) -> None:
+        if self._writer is not None:
+            self._writer.reservation_lost()
 
     def _stop(self, permit: Permit, reason: str) -> None:
         permit.stop(reason)

@@ -77,6 +77,7 @@ class Permit:
         self._good_until = math.inf
         self._late = False
         self._reserved_here = False
+        self._connected = True
         self._say_returned = returned
         self._state = PermitState.GRANTED if granted else PermitState.RETURNED
         self._in_flight = 0
@@ -122,6 +123,23 @@ class Permit:
         """This host itself has the LUN reserved (or no longer): nobody else can beat."""
         self._reserved_here = held
         self._set_lease_clock()
+
+    def disconnected(self) -> None:
+        """Without lockd for now. I/O goes on until the lease of this host ends.
+
+        That is safe: lockd has it on record that this permit is out, and grants no reservation
+        before it is back. But without lockd nobody can beat, so the time counts against nobody.
+        """
+        self._connected = False
+        self._set_lease_clock()
+
+    def reconnected(self, *, granted: bool) -> None:
+        """With lockd again, which has it that this permit is `granted`, or not."""
+        self._connected = True
+        if granted:
+            self.grant()
+        else:
+            self.recall()
 
     def exit(self) -> None:
         """End one I/O, whatever became of it."""
@@ -190,7 +208,8 @@ class Permit:
 
     def _set_lease_clock(self) -> None:
         now = self._clock()
-        if self._state is PermitState.GRANTED and not self._reserved_here:
+        free = self._state is PermitState.GRANTED and not self._reserved_here
+        if free and self._connected:
             self.lease_clock.free(now)
         else:
             self.lease_clock.reserved(now)

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from lockd.client import Event, HostIdentity, LockClient, connect
+from lockd.client import Dial, HostIdentity, LastingClient, connect, connect_lasting
+from lockd.client.session import Event, LockClient
 from vmfs.device.window import Window
 from vmfs.ids import VmfsUuid
 from vmfs.locks.base import Clock
@@ -21,16 +22,13 @@ from vmfs.ondisk.descriptor import LockProtocol
 from vmfs.ondisk.heartbeat import HostInfo
 from vmfs.volume.timing import Timing
 
-Connect = Callable[[Callable[[Event], None]], AbstractAsyncContextManager[LockClient]]
-"""Opens the nexus; called with what takes lockd's events."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LockdSession:
-    """Who this mount is, and how it opens its nexus."""
+    """Who this mount is, and how it opens one connection for its nexus."""
 
     host: HostIdentity
-    connect: Connect
+    connect: Dial
 
 
 def unix_lockd(socket_path: str | Path, host: HostIdentity, lun: str) -> LockdSession:
@@ -48,7 +46,7 @@ def _connect(
 class Nexus:
     """One open session, with what every floor above needs of it."""
 
-    client: LockClient
+    client: LastingClient
     events: LockdEvents
     permit: Permit
     device: GuardedDevice  # the logical volume; nothing is written but through this
@@ -70,6 +68,9 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
 ) -> AsyncIterator[Nexus]:
     """Register with lockd, and get the permit for the LUN.
 
+    The nexus lasts: when lockd is restarted, or the connection is lost, it is made anew, and what
+    needs lockd meanwhile waits for it, for a lease at most.
+
     Args:
         session: who, and where.
         lv: the logical volume on the LUN.
@@ -77,7 +78,7 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
         timing: written into the heartbeat slot, for others to read.
         clock: seconds since boot; leases are counted on it.
         rng: for pauses.
-        on_lost: told when the nexus is gone, or fenced; all I/O has been stopped by then.
+        on_lost: told when the nexus is gone for good, or fenced; all I/O has been stopped by then.
 
     Raises:
         LockServiceError: lockd is not there, or refused (another process is this host).
@@ -86,7 +87,9 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
     events = LockdEvents(on_lost=on_lost)
     async with AsyncExitStack() as stack:
         with lockd_errors(f"registering as {session.host.name}"):
-            client = await stack.enter_async_context(session.connect(events))
+            client = await stack.enter_async_context(
+                connect_lasting(session.connect, events, patience=timing.lease, rng=rng)
+            )
         permit = Permit(
             returned=client.returned,
             granted=client.permit,
