@@ -8,6 +8,7 @@ from vmfs.cli.check import check
 from vmfs.cli.common import VmfsGroup
 from vmfs.cli.completion import completion
 from vmfs.cli.copy_out import cp
+from vmfs.cli.hosts import hosts
 from vmfs.cli.inspect import inspect
 from vmfs.cli.locks import lockmode, locks
 from vmfs.cli.mkfs import mkfs
@@ -33,6 +34,7 @@ cli.add_command(cat)
 cli.add_command(check)
 cli.add_command(completion)
 cli.add_command(cp)
+cli.add_command(hosts)
 cli.add_command(inspect)
 cli.add_command(ls)
 cli.add_command(lockmode)
