@@ -69,7 +69,7 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
     """Register with lockd, and get the permit for the LUN.
 
     The nexus lasts: when lockd is restarted, or the connection is lost, it is made anew, and what
-    needs lockd meanwhile waits for it, for a lease at most.
+    needs lockd meanwhile waits for it, for `timing.lockd` at most.
 
     Args:
         session: who, and where.
@@ -88,7 +88,7 @@ async def open_nexus(  # noqa: PLR0913 - put together in one place (volume.py)
     async with AsyncExitStack() as stack:
         with lockd_errors(f"registering as {session.host.name}"):
             client = await stack.enter_async_context(
-                connect_lasting(session.connect, events, patience=timing.lease, rng=rng)
+                connect_lasting(session.connect, events, patience=timing.lockd, rng=rng)
             )
         permit = Permit(
             returned=client.returned,
