@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import Datastore, Mount, datastore, force_unmount
+from tests.support.mounts import Datastore, Mount, datastore, force_unmount, run_vmfs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -138,3 +138,32 @@ def test_hosts_that_want_nothing_of_the_stopped_one_never_notice(tmp_path: Path)
         assert max(slowest.values()) < LEASE / 2
         assert not was_fenced(ds)
         assert (ds.b.path / "busy").read_bytes() == b"a"
+
+
+def test_wait_for_a_stopped_host_is_explained_and_can_be_broken(tmp_path: Path) -> None:
+    with datastore(tmp_path, hosts=("a", "b")) as ds:
+        slow = ds.mount("slow", "profile=production")
+        write_synced(slow.path / "f", b"from slow")
+        slow.process.send(signal.SIGSTOP)
+        target = ds.b.path / "f"
+        found: list[bytes] = []
+        reader = threading.Thread(target=lambda: found.append(target.read_bytes()))
+        reader.start()
+        time.sleep(1)
+
+        root = run_vmfs("locks", "why", ds.b.path, "--lockd", ds.socket)
+        assert root.returncode == 0, root.stderr
+        told = run_vmfs("locks", "break", "--dry-run", target)
+        assert told.returncode == 0, told.stderr
+        broken = run_vmfs("locks", "break", target)
+
+        assert f"slow (pid {slow.pid}) would be fenced" in told.stdout
+        assert f"waits for slow (pid {slow.pid})" in root.stdout
+        assert "next: it" in root.stdout
+        assert broken.returncode == 0, broken.stderr
+        assert f"slow (pid {slow.pid}): fenced:" in broken.stdout
+        reader.join(10)
+        assert found == [b"from slow"]
+        bury(ds, slow)
+        trail = run_vmfs("locks", "history", target)
+        assert "f" in trail.stdout, trail.stderr

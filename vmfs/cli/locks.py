@@ -17,6 +17,7 @@ from vmfs.check.opening import OpenVolume, open_lun
 from vmfs.check.slots import describe
 from vmfs.cli.common import run
 from vmfs.cli.held_locks import HolderFacts, LockFacts, find_locks, lock_of_file
+from vmfs.cli.lock_waits import break_lock, history, why
 from vmfs.cli.table import table_lines
 from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
@@ -32,7 +33,12 @@ _PROTOCOLS: Final = {"ats": LockProtocol.ATS, "reservation": LockProtocol.RESERV
 
 @click.group()
 def locks() -> None:
-    """Show who holds which lock, since when, on which path."""
+    """Show who holds which lock, who waits for it, and why."""
+
+
+locks.add_command(why)
+locks.add_command(history)
+locks.add_command(break_lock)
 
 
 @locks.command(name="ls")

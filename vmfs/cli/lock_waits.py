@@ -1,0 +1,306 @@
+"""`vmfs locks why`, `history` and `break`: what lockd knows of one lock.
+
+PATH is taken as text and looked up on the LUN: nothing here touches the mount point, which may hang
+behind the very lock that is asked about. The lock's block number then finds it at lockd.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from lockd.client import Observer, observe
+from lockd.protocol.limits import HISTORY_COUNT_MAX
+from lockd.protocol.messages import AuditEntry, HostStatus, StatusReport, WaitStatus
+from lockd.protocol.terms import FenceResult, HostEnd
+from vmfs.check import content
+from vmfs.check.findings import Findings
+from vmfs.check.opening import open_lun
+from vmfs.cli.common import run
+from vmfs.cli.held_locks import LockFacts, lock_of_file
+from vmfs.cli.session import name_of_lun
+from vmfs.device.image import ImageDevice
+from vmfs.device.locate import find_lv
+from vmfs.errors import InvalidArgument, LockBusy
+from vmfs.fuse.mountinfo import MountEntry, parse_mountinfo
+from vmfs.fuse.registry import read_record
+from vmfs.locks.lease import GAPS_MAX, HolderPace
+from vmfs.locks.service import BlockMap, lockd_errors
+from vmfs.ondisk.heartbeat import Heartbeat
+from vmfs.volume.timing import PRODUCTION
+
+PAGES_MAX: Final = 50
+"""How far back `history` looks: pages of lockd's audit trail."""
+
+EXIT_STATUS: Final = {FenceResult.FENCED: 0, FenceResult.ALIVE: 3, FenceResult.UNKNOWN: 4}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A path inside a mounted volume, and where its locks are asked about."""
+
+    lun: Path
+    socket: str
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownLock:
+    """A lock as the LUN says, and its block as lockd counts."""
+
+    facts: LockFacts
+    lba: int
+    holders: tuple[Heartbeat, ...]  # the slots of those holders that stand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitFacts:
+    """One link of a wait chain."""
+
+    depth: int  # 0: waits for the lock itself; 1: what its holder waits for, and so on
+    waiter: str
+    holder: str
+    what: str
+    seconds: float
+    next: str  # what happens next, and when
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhyFacts:
+    """Why somebody waits for a lock."""
+
+    lock: LockFacts
+    reserved_by: str  # the whole LUN; empty: nobody has it
+    waits: tuple[WaitFacts, ...]
+
+
+@click.command()
+@click.argument("path")
+@click.option("--lockd", default="", help="lockd's socket, where the mount does not say it.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: one JSON object.")
+def why(*, path: str, lockd: str, as_json: bool) -> None:
+    """Say who waits for the lock of PATH, for whom, since when, and what happens next."""
+    found = run(_why, place_of(path, lockd))
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+        return
+    for line in why_lines(found):
+        click.echo(line)
+
+
+@click.command()
+@click.argument("path")
+@click.option("--lockd", default="", help="lockd's socket, where the mount does not say it.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: one JSON array.")
+def history(*, path: str, lockd: str, as_json: bool) -> None:
+    """Show what lockd's audit trail says of the lock of PATH, oldest first."""
+    entries = run(_history, place_of(path, lockd))
+    if as_json:
+        click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
+        return
+    for entry in entries:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.wall))
+        kind = entry.kind.name.lower().replace("_", " ")
+        click.echo(f"{when}  {kind}  {entry.host}  {entry.text}")
+
+
+@click.command(name="break")
+@click.argument("path")
+@click.option("--lockd", default="", help="lockd's socket, where the mount does not say it.")
+@click.option("--dry-run", is_flag=True, help="Only say who would be fenced.")
+def break_lock(*, path: str, lockd: str, dry_run: bool) -> None:
+    """Fence every host that holds the lock of PATH, now: their mounts are killed.
+
+    The lock itself is not touched: the next host that wants it recovers the dead one, and takes it.
+    Exit status: 0 fenced, or nobody holds it; 3 still alive; 4 not known. Only 0 is safe.
+    """
+    sys.exit(run(_break, place_of(path, lockd), dry_run=dry_run))
+
+
+def place_of(path: str, socket: str) -> Place:
+    """Where `path` leads, by its text and the table of mounts alone.
+
+    Raises:
+        InvalidArgument: it is on no vmfs mount, or that has no lockd.
+    """
+    entries = parse_mountinfo(Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
+    absolute = os.path.abspath(path)  # noqa: PTH100 - Path.resolve would touch the mount
+    entry = mount_above(entries, absolute)
+    if entry is None:
+        raise InvalidArgument(f"{path} is not on a vmfs mount")
+    record = read_record(entry)
+    socket = socket or (record.lockd if record is not None else "")
+    if not socket:
+        raise InvalidArgument(f"{entry.mount_point} does not say which lockd it has: --lockd")
+    inside = absolute[len(entry.mount_point) :]
+    return Place(lun=Path(entry.source), socket=socket, path=os.fsencode(inside) or b"/")
+
+
+def mount_above(entries: Sequence[MountEntry], path: str) -> MountEntry | None:
+    """The mount that an absolute path is on, if that is one of ours."""
+    above = [e for e in entries if f"{path}/".startswith(f"{e.mount_point.rstrip('/')}/")]
+    nearest = max(above, key=lambda entry: len(entry.mount_point), default=None)
+    return nearest if nearest is not None and nearest.is_vmfs else None
+
+
+def explain(lock: KnownLock, report: StatusReport, lun: str) -> WhyFacts:
+    """The wait chain of one lock: who waits for it, for whom those wait, and so on."""
+    served = next((entry for entry in report.luns if entry.name == lun), None)
+    reserved = served.reservation if served is not None else ()
+    waits = [wait for wait in report.waits if wait.lun == lun]
+    leases = {_label(slot): _pace(slot) for slot in lock.holders}
+    return WhyFacts(
+        lock=lock.facts,
+        reserved_by=reserved[0].holder if reserved and reserved[0].granted else "",
+        waits=tuple(
+            WaitFacts(
+                depth=depth,
+                waiter=wait.waiter,
+                holder=wait.holder,
+                what=wait.what,
+                seconds=wait.age,
+                next=_next(wait.holder, report.hosts, lun, leases),
+            )
+            for depth, wait in _chain(waits, lock.lba)
+        ),
+    )
+
+
+def why_lines(why: WhyFacts) -> list[str]:
+    """For people."""
+    lock = why.lock
+    names = ", ".join(
+        f"{holder.host} (pid {holder.pid})" + (" (stale)" if holder.is_stale else "")
+        for holder in lock.holders
+    )
+    lines = [f"{lock.what}: {lock.mode}" + (f", held by {names}" if names else "")]
+    if why.reserved_by:
+        lines.append(f"the whole LUN is reserved by {why.reserved_by}: all others wait")
+    if not why.waits:
+        lines.append("nobody waits for it")
+    for wait in why.waits:
+        indent = "  " * wait.depth
+        lines.append(
+            f"{indent}{wait.waiter} waits for {wait.holder} since {wait.seconds:.1f} s: {wait.what}"
+        )
+        lines.append(f"{indent}  next: {wait.next}")
+    return lines
+
+
+def _chain(waits: Sequence[WaitStatus], lba: int) -> Iterator[tuple[int, WaitStatus]]:
+    seen: set[int] = set()
+
+    def follow(depth: int, found: Sequence[WaitStatus]) -> Iterator[tuple[int, WaitStatus]]:
+        for wait in found:
+            if id(wait) not in seen:
+                seen.add(id(wait))
+                yield depth, wait
+                yield from follow(depth + 1, [w for w in waits if w.waiter == wait.holder])
+
+    yield from follow(0, [wait for wait in waits if wait.lba == lba])
+
+
+def _next(holder: str, hosts: Sequence[HostStatus], lun: str, leases: dict[str, HolderPace]) -> str:
+    known = [h for h in hosts if h.lun == lun and holder in (f"{h.name} (pid {h.pid})", h.name)]
+    if not known:
+        return f"lockd does not know {holder}"
+    host = known[0]
+    if host.end is not HostEnd.OPEN:
+        return f"it is dead ({host.proof}); who waits recovers it"
+    if host.blocked:
+        return "it is being fenced; lockd waits for its exit"
+    pace = leases.get(holder, HolderPace(PRODUCTION.heartbeat, PRODUCTION.lease))
+    if host.silent > GAPS_MAX * pace.interval:
+        left = max(0.0, pace.lease - host.silent)
+        return f"it has been silent for {host.silent:.1f} s; it is fenced in {left:.1f} s or so"
+    return (
+        f"it lives (heard {host.silent:.1f} s ago), and answers when its operation has ended; "
+        "after 30 s the waiter is told that it is busy"
+    )
+
+
+@asynccontextmanager
+async def _at_lockd(place: Place) -> AsyncIterator[tuple[Observer, str]]:
+    lun = await name_of_lun(place.socket, place.lun)
+    with lockd_errors(f"lockd at {place.socket}"):
+        async with observe(place.socket) as observer:
+            yield observer, lun
+
+
+async def _lock(place: Place) -> KnownLock:
+    device = ImageDevice.open(place.lun, writable=False)
+    try:
+        window = await find_lv(device)
+        volume = await open_lun(device, Findings())
+        node = await content.resolve(volume.reader, place.path, follow=False)
+        facts = await lock_of_file(volume, node.address, os.fsdecode(place.path))
+        standing = {holder.slot for holder in facts.holders if not holder.is_stale}
+        return KnownLock(
+            facts=facts,
+            lba=BlockMap(window.offset).lba(node.lv_offset),
+            holders=tuple(slot for slot in volume.slots.in_use if slot.index in standing),
+        )
+    finally:
+        await device.aclose()
+
+
+async def _why(place: Place) -> WhyFacts:
+    lock = await _lock(place)
+    async with _at_lockd(place) as (observer, lun):
+        return explain(lock, await observer.status(), lun)
+
+
+async def _history(place: Place) -> list[AuditEntry]:
+    lock = await _lock(place)
+    found: list[AuditEntry] = []
+    async with _at_lockd(place) as (observer, lun):
+        before = 0
+        for _ in range(PAGES_MAX):
+            page = await observer.history(count=HISTORY_COUNT_MAX, before=before)
+            found[:0] = [e for e in page if e.lba == lock.lba and e.lun == lun]
+            if len(page) < HISTORY_COUNT_MAX:
+                break
+            before = page[0].sequence
+    return found
+
+
+async def _break(place: Place, *, dry_run: bool) -> int:
+    lock = await _lock(place)
+    if not lock.holders:
+        click.echo(f"{lock.facts.what}: nobody who lives holds it")
+        return 0
+    worst = 0
+    async with _at_lockd(place) as (observer, lun):
+        for slot in lock.holders:
+            who, info = _label(slot), slot.host
+            if info is None or not info.nonce:
+                raise LockBusy(f"held by {who}, which is not a host of lockd's", holder=who)
+            if dry_run:
+                click.echo(f"{who} would be fenced: its mount is killed, all its locks go")
+                continue
+            answer = await observer.fence_on(lun, slot.owner.raw, nonce=info.nonce)
+            word = answer.result.name.lower()
+            click.echo(f"{who}: {word}: {answer.proof}")
+            worst = max(worst, EXIT_STATUS[answer.result])
+    return worst
+
+
+def _label(slot: Heartbeat) -> str:
+    info = slot.host
+    return f"{info.name} (pid {info.pid})" if info is not None else str(slot.owner)
+
+
+def _pace(slot: Heartbeat) -> HolderPace:
+    info = slot.host
+    return HolderPace.of(
+        interval_ms=info.interval_ms if info is not None else 0,
+        lease_ms=info.lease_ms if info is not None else 0,
+        own=PRODUCTION.leases,
+    )
