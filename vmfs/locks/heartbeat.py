@@ -121,6 +121,7 @@ class HeartbeatSlot:
         """`acquire` makes it."""
         self._acknowledged = acknowledged
         self._ending = trio.Event()
+        self._turn = trio.Lock()  # beat or release: in reservation mode a beat is a plain write
         self._writer = writer
         self._clock = clock
         self._record = record
@@ -227,9 +228,10 @@ class HeartbeatSlot:
             return record.beaten(max(int(self._clock() * 1e6), record.stamp_us + 1)).pack()
 
         start = self._clock()
-        image = await self._writer.update_own(
-            self._record.lv_offset, choose, believed=self._record.pack()
-        )
+        async with self._turn:
+            image = await self._writer.update_own(
+                self._record.lv_offset, choose, believed=self._record.pack()
+            )
         self._record = self._ours(image)
         self._acknowledged = start
         self._beats += 1
@@ -294,7 +296,10 @@ class HeartbeatSlot:
             released = True
             return self._ours(image).released().pack()
 
-        await self._writer.update(self._record.lv_offset, choose, durable=True, label=RELEASE_LABEL)
+        async with self._turn:
+            await self._writer.update(
+                self._record.lv_offset, choose, durable=True, label=RELEASE_LABEL
+            )
         log.info("slot released slot=%d generation=%d", self.index, self._record.generation)
 
     def _is_ours(self, record: Heartbeat) -> bool:

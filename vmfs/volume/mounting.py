@@ -6,6 +6,7 @@ then anything is read that can change.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -80,13 +81,13 @@ async def mount(
     structure = await read_structure(reading, descriptor)
     journals = await read_journals(reading, structure)
     dead = await _find_dead(nexus)
-    slot = await _take_slot(nexus, options, journals, dead)
+    slot = await _take_slot(nexus, options, journals, dead, nursery, losses)
     try:
         await nursery.start(_beat, nexus, slot, options, losses)
         return await _prepare(nexus, structure, options, losses, slot, journals)
     except VmfsError:
         with trio.CancelScope(shield=True), trio.move_on_after(options.timing.close):
-            await _give_back(slot)
+            await _try_to_give_back(nexus, slot)
         raise
 
 
@@ -156,10 +157,28 @@ async def _find_dead(nexus: Nexus) -> list[Heartbeat]:
     return [*dead, *unknown_to(slots, report)]
 
 
-async def _take_slot(
-    nexus: Nexus, options: VolumeOptions, journals: Journals, dead: Sequence[Heartbeat]
+async def give_back(nexus: Nexus, slot: HeartbeatSlot) -> None:
+    """Release a slot. No lease limits the I/O that it takes: no beat will renew it any more.
+
+    Raises:
+        LeaseLost: it is not ours any more.
+    """
+    nexus.permit.acknowledged(good_until=math.inf)
+    await slot.release()
+
+
+async def _take_slot(  # noqa: PLR0913 - one step of `mount`
+    nexus: Nexus,
+    options: VolumeOptions,
+    journals: Journals,
+    dead: Sequence[Heartbeat],
+    nursery: trio.Nursery,
+    losses: Losses,
 ) -> HeartbeatSlot:
-    """Take a slot with a journal; when the dead have them all, recover them from a spare one."""
+    """Take a slot with a journal; when the dead have them all, recover them from a spare one.
+
+    The spare one beats meanwhile: who waits for the dead would else judge us by its silence.
+    """
     try:
         return await _acquire(nexus, options, journals, range(journals.count))
     except LockBusy:
@@ -167,11 +186,12 @@ async def _take_slot(
             raise
     spare = await _acquire(nexus, options, journals, range(journals.count, SLOT_COUNT))
     try:
+        await nursery.start(_beat, nexus, spare, options, losses)
         await _recover(_dead_hosts(nexus, journals, spare), dead)
+        return await _acquire(nexus, options, journals, range(journals.count))
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(options.timing.close):
-            await _give_back(spare)
-    return await _acquire(nexus, options, journals, range(journals.count))
+            await _try_to_give_back(nexus, spare)
 
 
 async def _acquire(
@@ -237,8 +257,8 @@ def _stop(nexus: Nexus, losses: Losses, reason: str) -> None:
     losses.note(reason)
 
 
-async def _give_back(slot: HeartbeatSlot) -> None:
+async def _try_to_give_back(nexus: Nexus, slot: HeartbeatSlot) -> None:
     try:
-        await slot.release()
+        await give_back(nexus, slot)
     except VmfsError as error:
         _log.warning("slot not released slot=%d error=%s", slot.index, error)

@@ -40,7 +40,7 @@ from vmfs.ondisk.descriptor import FsDescriptor
 from vmfs.ondisk.disk_lock import LockMode
 from vmfs.space.allocator import Allocator
 from vmfs.volume.lockd_session import LockdSession, open_nexus
-from vmfs.volume.mounting import Losses, Mounted, mount
+from vmfs.volume.mounting import Losses, Mounted, give_back, mount
 from vmfs.volume.options import VolumeOptions
 from vmfs.volume.structure import read_descriptor, read_structure
 from vmfs.volume.timing import Timing
@@ -214,7 +214,7 @@ class Volume:
             await self.namespace.orphans.finish_all()
             await mounted.transactions.checkpoint()
             await mounted.locks.release_all()
-            await mounted.slot.release()
+            await give_back(mounted.nexus, mounted.slot)
             _log.info("closed label=%r slot=%d", self.label, mounted.slot.index)
         if scope.cancelled_caught:
             raise LockServiceError(
