@@ -140,6 +140,36 @@ def test_hosts_that_want_nothing_of_the_stopped_one_never_notice(tmp_path: Path)
         assert (ds.b.path / "busy").read_bytes() == b"a"
 
 
+RESERVING = ("--lock-mode", "reservation")
+FAST_LOCKD = ("--recall-seconds", "0.4", "--lease-seconds", str(LEASE))
+
+
+def test_stopped_host_holds_up_all_reservations_only_until_lockd_has_fenced_it(
+    tmp_path: Path,
+) -> None:
+    with datastore(tmp_path, hosts=("a", "b"), mkfs=RESERVING, lockd_options=FAST_LOCKD) as ds:
+        write_synced(ds.a.path / "synced", b"from a")
+        ds.a.process.send(signal.SIGSTOP)
+        before = time.monotonic()
+
+        write_synced(ds.b.path / "other", b"from b")
+
+        assert time.monotonic() - before <= LEASE + SLACK
+        bury(ds, ds.a)
+        assert was_fenced(ds)
+        assert (ds.b.path / "synced").read_bytes() == b"from a"
+
+
+def test_busy_hosts_in_reservation_mode_are_never_fenced(tmp_path: Path) -> None:
+    with datastore(tmp_path, hosts=("a", "b"), mkfs=RESERVING, lockd_options=FAST_LOCKD) as ds:
+        for number in range(20):
+            write_synced(ds.a.path / f"a{number}", b"a" * 200_000)
+            write_synced(ds.b.path / f"b{number}", b"b" * 200_000)
+        time.sleep(2 * LEASE)
+        assert (ds.b.path / "a19").stat().st_size == 200_000
+        assert not was_fenced(ds)
+
+
 def test_wait_for_a_stopped_host_is_explained_and_can_be_broken(tmp_path: Path) -> None:
     with datastore(tmp_path, hosts=("a", "b")) as ds:
         slow = ds.mount("slow", "profile=production")

@@ -327,6 +327,7 @@ def datastore(
     hosts: Sequence[str] = ("a",),
     size: str = "2G",
     mkfs: Sequence[str] = (),
+    lockd_options: Sequence[str] = (),
     check: bool = True,
 ) -> Iterator[Datastore]:
     """A new volume with lockd and mounts. At the end: unmounted, checked, gone.
@@ -336,6 +337,7 @@ def datastore(
         hosts: who mounts it.
         size: of the image (sparse).
         mkfs: more arguments for `vmfs mkfs`.
+        lockd_options: more arguments for lockd.
         check: whether `vmfs check` must find nothing at the end.
     """
     lun, socket = directory / "ds1.img", directory / "lockd" / "sock"
@@ -343,7 +345,7 @@ def datastore(
     assert done.returncode == 0, done.stdout + done.stderr
     socket.parent.mkdir()
     command: list[str | Path] = [BIN / "lockd", "--lun", f"ds1={lun}", "--socket", socket]
-    command += ["--state", directory / "state"]
+    command += ["--state", directory / "state", *lockd_options]
     lockd = Process(command, address_space=64 << 30)  # LMDB maps its whole size
     ds = Datastore(directory, lun, socket, lockd)
     with ExitStack() as stack:
