@@ -96,6 +96,7 @@ class LockState:
     exclusive: str = ""
     shared: frozenset[str] = frozenset()
     known: frozenset[tuple[str, int]] = frozenset()  # clients and their tokens that are valid
+    ended: frozenset[str] = frozenset()  # clients that were fenced: they do nothing any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +106,24 @@ class LockModel:
     `acquire`, argument "exclusive" or "shared": result is the token. It is higher than every one
     before, unless the client has the lock cached: it may get its former token again as long as no
     other client was exclusive in between, and exclusively only while it is the only one with any.
-    `release`: the client does not use it any more. `fence`, argument the client: it has ended.
+    `release`: the client does not use it any more. `fence`, argument the client: it has ended, and
+    its lock is free; none of its operations comes after.
     """
 
     initial: LockState = LockState()
 
     def step(self, state: LockState, operation: Operation) -> LockState | None:
         """See `Model.step`."""
-        if operation.verb == "acquire":
-            return self._acquire(state, operation)
+        if operation.verb == "fence":
+            assert isinstance(operation.argument, str)
+            after = self._without(state, operation.argument)
+            return after and replace(after, ended=after.ended | {operation.argument})
+        if operation.client in state.ended:
+            return None
         if operation.verb == "release":
             return self._without(state, operation.client)
-        assert operation.verb == "fence", operation
-        assert isinstance(operation.argument, str)
-        return self._without(state, operation.argument)
+        assert operation.verb == "acquire", operation
+        return self._acquire(state, operation)
 
     def _acquire(self, state: LockState, operation: Operation) -> LockState | None:
         client, exclusive = operation.client, operation.argument == "exclusive"
@@ -132,9 +137,9 @@ class LockModel:
             return None
         token = max(token, state.token)
         if exclusive:
-            return LockState(token=token, exclusive=client, known=mine)
+            return replace(state, token=token, exclusive=client, known=mine)
         others = frozenset(entry for entry in state.known if entry[0] != client)
-        return LockState(token=token, shared=state.shared | {client}, known=others | mine)
+        return replace(state, token=token, shared=state.shared | {client}, known=others | mine)
 
     def _without(self, state: LockState, client: str) -> LockState | None:
         if client == state.exclusive:

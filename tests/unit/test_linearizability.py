@@ -201,6 +201,13 @@ def test_lock_of_a_dead_host_goes_to_the_next_only_after_the_fence():
     refused([held, acquire("b", 2, 3, 2), fence("test", 4, "a")], LockModel())
 
 
+def test_fenced_client_does_nothing_any_more():
+    taken = [acquire("a", 0, 1, 1), fence("test", 2, "a"), acquire("b", 3, 4, 2)]
+
+    refused([*taken, release("b", 5, 6), acquire("a", 7, 8, 3)], LockModel())
+    refused([*taken, release("a", 5, 6)], LockModel())
+
+
 def test_unknown_acquisition_may_have_to_be_fenced():
     lost = acquire("a", 0, math.inf, UNKNOWN)
 
