@@ -221,6 +221,7 @@ class Lun:
     reservation: Reservation | None = None
     reserving: Reserving | None = None
     resetting: list[Resetting] = field(default_factory=list)
+    strangers: tuple[str, ...] = ()  # may be writing, and this lockd never gave them a permit
     last_recall: int = 0
 
 

@@ -9,7 +9,7 @@ import click
 import trio
 
 from lockd.protocol.limits import NAME_SIZE_MAX
-from lockd.server import AlreadyServed, Config, LunError, SocketUnusable, serve
+from lockd.server import AlreadyServed, Config, DatabaseLost, LunError, SocketUnusable, serve
 from lockd.state import Timing
 from lockd.store import StoreError
 
@@ -81,6 +81,12 @@ class LunOption(click.ParamType[tuple[str, Path]]):
     type=click.FloatRange(min=0.001),
     help="A host that holds up all others, and says nothing for so long, is fenced.",
 )
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="The state was lost or is damaged: begin a new one although hosts are at work. They "
+    "register again by themselves; no reservation is granted before all have.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log every change of a lock, too.")
 def main(  # noqa: PLR0913 - one per option
     *,
@@ -90,6 +96,7 @@ def main(  # noqa: PLR0913 - one per option
     recall_seconds: float,
     fence_seconds: float,
     lease_seconds: float,
+    rebuild: bool,
     verbose: bool,
 ) -> None:
     """Serve the lock logic of shared LUNs: compare-and-write, reservations, fencing.
@@ -106,10 +113,10 @@ def main(  # noqa: PLR0913 - one per option
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     timing = Timing(recall=recall_seconds, fence=fence_seconds, lease=lease_seconds)
-    config = Config(luns=luns, socket=socket, state=state, timing=timing)
+    config = Config(luns=luns, socket=socket, state=state, timing=timing, rebuild=rebuild)
     try:
         trio.run(_run, config)
-    except* (AlreadyServed, LunError, SocketUnusable, StoreError) as group:
+    except* (AlreadyServed, DatabaseLost, LunError, SocketUnusable, StoreError) as group:
         for error in _leaves(group):
             click.echo(f"lockd: {error}", err=True)
         sys.exit(1)

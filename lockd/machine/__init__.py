@@ -25,6 +25,7 @@ from lockd.machine.events import (
     Received,
     SessionClosed,
     SessionOpened,
+    StrangersSeen,
     Tick,
 )
 from lockd.machine.step import next_deadline, step
@@ -43,6 +44,7 @@ __all__ = [
     "Received",
     "SessionClosed",
     "SessionOpened",
+    "StrangersSeen",
     "Tick",
     "next_deadline",
     "step",

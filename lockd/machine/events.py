@@ -78,6 +78,14 @@ class Executed:
 
 
 @dataclass(frozen=True, slots=True)
+class StrangersSeen:
+    """Who has a LUN open for writing and is not registered, after lockd's database was lost."""
+
+    lun: str
+    strangers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed; a deadline may have."""
 
@@ -90,6 +98,7 @@ Event = (
     | ProcessExited
     | KillFailed
     | LunSearched
+    | StrangersSeen
     | Executed
     | Tick
 )

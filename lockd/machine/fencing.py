@@ -31,7 +31,7 @@ def fence(turn: Turn, session: Session, request_id: int, message: Fence) -> None
     if session.nexus is not None:
         turn.nexus(session)  # who was fenced does not fence others
     key = message.lun, message.host_uuid
-    turn.lun(message.lun)
+    lun = turn.lun(message.lun)
     host = turn.state.hosts.get(key)
     other_start = host is None or _is_another_start(host, message)
     if session.nexus == key and not other_start:
@@ -53,6 +53,10 @@ def fence(turn: Turn, session: Session, request_id: int, message: Fence) -> None
     elif not host.open:
         _block(turn, host)
         turn.reply(session.id, request_id, _fenced(host))
+    elif lun.strangers and session.nexus is not None and host.session is not None:
+        # lockd is being rebuilt, and who asks may not know yet that this one is back.
+        text = f"{record} has just registered with a lockd whose database was lost"
+        turn.reply(session.id, request_id, FenceAnswer(result=FenceResult.ALIVE, proof=text))
     else:
         _kill(turn, session, request_id, host)
 

@@ -16,6 +16,7 @@ everybody else still gets a conflict, and no permit goes out.
 """
 
 from lockd.machine.turn import Refusal, Turn
+from lockd.protocol.limits import TEXT_SIZE_MAX
 from lockd.protocol.messages import Conflict, Good, PermitGranted, PermitRecalled, UnitAttention
 from lockd.protocol.terms import Attention, AuditKind, ErrorCode, PermitState
 from lockd.state import (
@@ -41,6 +42,9 @@ def reserve(turn: Turn, session: Session, request_id: int) -> None:
     if in_the_way is None and lun.reservation is not None and lun.reservation.ending:
         # Its own, but lost: it has a recall to answer first.
         in_the_way = Conflict(holder=f"{host.record}, whose reservation is ending")
+    if in_the_way is None and lun.reservation is None and lun.strangers:
+        # lockd's database was lost: they may hold a permit that an earlier lockd gave.
+        in_the_way = Conflict(holder=f"{', '.join(lun.strangers)} (not registered)"[:TEXT_SIZE_MAX])
     if in_the_way is None and lun.reserving is not None:
         in_the_way = Conflict(holder=turn.state.name_of((lun.record.lun, lun.reserving.by)))
     if in_the_way is not None:

@@ -14,6 +14,7 @@ from lockd.machine.events import (
     Received,
     SessionClosed,
     SessionOpened,
+    StrangersSeen,
     Tick,
 )
 from lockd.machine.turn import Refusal, Turn
@@ -46,6 +47,8 @@ def step(state: State, event: Event, now: Moment) -> Outcome:  # noqa: C901 - a 
             fencing.kill_failed(turn, event.process, event.reason)
         case LunSearched():
             fencing.searched(turn, event)
+        case StrangersSeen():
+            state.luns[event.lun].strangers = event.strangers
         case Tick():
             reservation.pass_deadlines(turn)
             fencing.pass_deadlines(turn)

@@ -7,6 +7,7 @@ decides (`engine`). `serve` puts everything together and is the only thing that 
 from lockd.server.exclusive import AlreadyServed
 from lockd.server.listener import SocketUnusable
 from lockd.server.lun import LunError
+from lockd.server.rebuild import DatabaseLost
 from lockd.server.serve import Config, serve
 
-__all__ = ["AlreadyServed", "Config", "LunError", "SocketUnusable", "serve"]
+__all__ = ["AlreadyServed", "Config", "DatabaseLost", "LunError", "SocketUnusable", "serve"]

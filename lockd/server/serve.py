@@ -20,9 +20,10 @@ from lockd.server.engine import Engine
 from lockd.server.listener import accept, listening
 from lockd.server.lun import LunFile
 from lockd.server.processes import Processes, UnknownPeer
+from lockd.server.rebuild import refuse_strangers, watch_strangers
 from lockd.server.sessions import Sessions, log
 from lockd.state import NO_PROCESS, Moment, State, Timing
-from lockd.store import LmdbStore, Store
+from lockd.store import LmdbStore, Store, set_aside_if_damaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Config:
     socket: Path
     state: Path  # directory, made if missing
     timing: Timing = field(default_factory=Timing)
+    rebuild: bool = False  # the database was lost: start although hosts may be at work
 
 
 def read_clocks() -> Moment:
@@ -47,16 +49,20 @@ async def serve(
 
     Raises:
         AlreadyServed: another lockd has the state directory or a LUN.
+        DatabaseLost: hosts are at work that this state directory does not know (`rebuild`).
         LunError, SocketUnusable, StoreError: what the name says.
     """
     with ExitStack() as stack:
         stack.enter_context(_exclusive_directory(config.state))
         luns = {name: _open_lun(stack, name, path) for name, path in config.luns}
+        if config.rebuild:
+            set_aside_if_damaged(config.state)
         store = stack.enter_context(contextlib.closing(LmdbStore(config.state)))
         listener = stack.enter_context(listening(config.socket))
         state = load_state(store, luns, config.timing, read_clocks())
+        paths = {name: lun.path for name, lun in luns.items()}
+        rebuilding = refuse_strangers(state, paths, rebuild=config.rebuild)
         async with trio.open_nursery() as nursery:
-            paths = {name: lun.path for name, lun in luns.items()}
             sessions = Sessions(nursery, paths)
             engine = Engine(state, store, luns, sessions, read_clocks)
             processes = Processes(nursery, lambda p, how: engine.submit(ProcessExited(p, how)))
@@ -64,6 +70,8 @@ async def serve(
             sessions.attach(engine, processes)
             _find_hosts_again(state, processes, engine)
             nursery.start_soon(engine.run)
+            for name in rebuilding:
+                nursery.start_soon(watch_strangers, engine, name, paths[name])
             task_status.started()
             while True:
                 peer = await accept(listener)

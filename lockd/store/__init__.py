@@ -8,7 +8,7 @@ The records are few and small, so each change is one synced transaction. What th
 """
 
 from lockd.store.base import Store, StoreError
-from lockd.store.lmdb import LmdbStore
+from lockd.store.lmdb import LmdbStore, set_aside_if_damaged
 from lockd.store.memory import MemoryStore
 
-__all__ = ["LmdbStore", "MemoryStore", "Store", "StoreError"]
+__all__ = ["LmdbStore", "MemoryStore", "Store", "StoreError", "set_aside_if_damaged"]

@@ -157,6 +157,22 @@ def _number(value: bytes | None, default: int) -> int:
     return default if value is None else int(value)
 
 
+def set_aside_if_damaged(directory: Path) -> None:
+    """Rename records that cannot be opened, so that the store begins anew.
+
+    Raises:
+        StoreError: it cannot be renamed.
+    """
+    path = directory / "state.mdb"
+    try:
+        LmdbStore(directory).close()
+    except StoreError as error:
+        aside = path.with_suffix(".damaged")
+        log.warning("state damaged, set aside: path=%s error=%s", aside, error)
+        with _explained(f"set {path} aside"):
+            path.rename(aside)
+
+
 def _open_audit(path: Path) -> lmdb.Environment:
     """The audit trail, begun anew if a power cut damaged it."""
     try:
