@@ -197,3 +197,43 @@ def test_wait_for_a_stopped_host_is_explained_and_can_be_broken(tmp_path: Path) 
         bury(ds, slow)
         trail = run_vmfs("locks", "history", target)
         assert "f" in trail.stdout, trail.stderr
+
+
+def test_writer_that_was_stopped_past_its_stop_time_waits_for_a_beat(tmp_path: Path) -> None:
+    """Many stops of a busy writer, each past the stop time: its log shows waits, and no error."""
+    with datastore(tmp_path, hosts=("a", "b")) as ds:
+        disk, failures, done = ds.a.path / "disk", list[OSError](), threading.Event()
+        write_synced(disk, bytes(1 << 20))
+        blocks: dict[int, bytes] = {}
+
+        def write() -> None:
+            fd = os.open(disk, os.O_RDWR)
+            try:
+                for number in range(10**6):
+                    if done.is_set():
+                        break
+                    at, data = number % 256, os.urandom(4096)
+                    os.pwrite(fd, data, at * 4096)
+                    blocks[at] = data
+                os.fsync(fd)
+            except OSError as error:
+                failures.append(error)
+            finally:
+                os.close(fd)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        for _ in range(6):
+            time.sleep(0.2)
+            with stopped(ds.a):
+                time.sleep(0.6)
+        done.set()
+        writer.join(20)
+
+        assert not failures
+        assert not was_fenced(ds)
+        assert any("io waits" in line for line in ds.a.process.said)
+        assert any("io resumed" in line for line in ds.a.process.said)
+        data = (ds.b.path / "disk").read_bytes()
+        for at, block in blocks.items():
+            assert data[at * 4096 : (at + 1) * 4096] == block
