@@ -290,7 +290,7 @@ class Siege:
         for host in self.hosts.values():
             done = read_history(host.who)[-1:]
             lines.append(f"{host.who.client} (pid {host.pid}): {done[0] if done else 'nothing'}")
-        words = [BIN / "lockctl", "status", "--socket", self.lab.socket]
+        words = [str(BIN / "lockctl"), "--socket", str(self.lab.socket), "status"]
         said = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
         return "\n".join([*lines, f"now: {time.monotonic():.3f}", said.stdout, said.stderr])
 

@@ -33,6 +33,33 @@ echo GUEST-DONE
 reboot -f
 """
 
+SYNCED_INIT = """#!/bin/sh
+export PATH=/bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev 2>/dev/null
+mkdir -p /items
+if [ -e /items/1 ]; then
+    for item in /items/*; do
+        set -- $(sha256sum $item)
+        echo GUEST-HAS ${item#/items/} $1
+    done
+    mount -o remount,ro /
+    echo GUEST-DONE
+    reboot -f
+fi
+n=0
+while true; do
+    n=$((n + 1))
+    dd if=/dev/urandom of=/items/.new bs=1k count=$((n % 37 * 8 + 1)) 2>/dev/null
+    set -- $(sha256sum /items/.new)
+    mv /items/.new /items/$n
+    sync
+    echo GUEST-SYNCED $n $1
+done
+"""
+"""Writes one item after the other for ever, and says which have been synced; started again, it says
+which are there."""
+
 DESCRIPTOR = """# Disk DescriptorFile
 version=1
 encoding="UTF-8"
@@ -93,17 +120,35 @@ def _run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def make_root_disk(directory: Path, target: Path, *, size_mib: int = 512) -> None:
-    """Write an ext4 root filesystem of `size_mib` to `target`; `directory` is scratch space."""
+def make_root_disk(directory: Path, target: Path, *, size_mib: int = 512, init: str = INIT) -> None:
+    """Write an ext4 root filesystem to `target`.
+
+    Args:
+        directory: scratch space.
+        target: the raw disk.
+        size_mib: its size.
+        init: the script that is the guest's first process.
+    """
     root = directory / "root"
     for name in ("bin", "sbin", "dev", "proc", "tmp"):
         (root / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin/busybox")
-    for applet in ("sh", "mount", "dd", "sha256sum", "sync", "echo", "reboot", "cat"):
+    for applet in (
+        "sh",
+        "mount",
+        "dd",
+        "sha256sum",
+        "sync",
+        "echo",
+        "reboot",
+        "cat",
+        "mkdir",
+        "mv",
+    ):
         (root / "bin" / applet).symlink_to("busybox")
-    init = root / "sbin/init"
-    init.write_text(INIT)
-    init.chmod(0o755)
+    script = root / "sbin/init"
+    script.write_text(init)
+    script.chmod(0o755)
     with target.open("wb") as disk:
         disk.truncate(size_mib << 20)
     subprocess.run(
