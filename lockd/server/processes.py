@@ -181,15 +181,27 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _has_open(process: Path, target: tuple[int, int]) -> bool:
+    """Look at `fdinfo` first, which asks no filesystem: one that hangs would take us with it."""
     for descriptor in (process / "fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
-            if _identity(descriptor.stat()) != target:
-                continue
             info = (process / "fdinfo" / descriptor.name).read_text(encoding="ascii")
-            flags = int(next(_values(info, "flags:")), 8)
-            if flags & os.O_ACCMODE != os.O_RDONLY:
+            if int(next(_values(info, "flags:")), 8) & os.O_ACCMODE == os.O_RDONLY:
+                continue
+            inode = next(_values(info, "ino:"), "")  # Linux 5.14
+            if target[0] and inode and int(inode) != target[1]:
+                continue
+            if _is(descriptor, target):
                 return True
     return False
+
+
+def _is(descriptor: Path, target: tuple[int, int]) -> bool:
+    try:
+        return _identity(descriptor.stat()) == target
+    except (FileNotFoundError, PermissionError):
+        raise
+    except OSError:
+        return False  # on a mount whose server is dead: not the LUN, which we have open
 
 
 def _has_mapped(process: Path, status: os.stat_result) -> bool:
