@@ -282,6 +282,7 @@ class State:
     fences: list[FenceWait] = field(default_factory=list)
     registers: list[RegisterWait] = field(default_factory=list)
     last_ask: int = 0
+    store_full: str = ""  # why nothing new can be kept
 
     @classmethod
     def load(

@@ -60,6 +60,7 @@ def register(turn: Turn, session: Session, request_id: int, message: Register) -
     if host is None or not host.open:
         if host is not None and host.record.blocked and host.record.nonce == message.nonce:
             raise Refusal(ErrorCode.FENCED, f"{host.record} was fenced: {host.record.proof}")
+        turn.refuse_if_full()
         _begin(turn, lun, session, request_id, message)
         return
     if host.record.nonce == message.nonce:

@@ -53,6 +53,7 @@ def reserve(turn: Turn, session: Session, request_id: int) -> None:
     if lun.reservation is not None:  # again, by its holder: GOOD (SPC-2)
         turn.reply(session.id, request_id, Good())
         return
+    turn.refuse_if_full()
     out = [
         other
         for other in turn.state.hosts_of(lun.record.lun)

@@ -97,6 +97,15 @@ class Turn:
             raise Refusal(ErrorCode.FENCED, f"{host.record} was fenced")
         return host
 
+    def refuse_if_full(self) -> None:
+        """What would have to be remembered is not begun while there is no room to do so.
+
+        Raises:
+            Refusal: the store is full.
+        """
+        if self.state.store_full:
+            raise Refusal(ErrorCode.STATE_FULL, self.state.store_full)
+
     def lun(self, name: str) -> Lun:
         """A LUN by name.
 

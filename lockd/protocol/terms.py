@@ -71,6 +71,7 @@ class ErrorCode(IntEnum):
     TOO_MANY = 9  # a bound was reached; the message names it
     IO_ERROR = 100  # the LUN answered with an error; the outcome of a write is unknown
     NOT_DRAINED = 101  # a reset waited for the reservation holder's I/O, in vain
+    STATE_FULL = 102  # nothing new can be kept; what ends is still taken note of
 
 
 class AuditKind(IntEnum):

@@ -100,6 +100,7 @@ class Engine:
         self._inbox: list[Event] = []
         self._lot = trio.lowlevel.ParkingLot()
         self._audit_failed = False
+        self._look_for_room()
 
     def submit(self, event: Event) -> None:
         """Have an event happen in the next batch."""
@@ -120,6 +121,8 @@ class Engine:
     def process(self) -> None:
         """Let everything in the inbox happen, and carry out what comes of it."""
         batch, self._inbox = self._inbox, []
+        if self.state.store_full:
+            self._look_for_room()
         now = self._clock()
         due = next_deadline(self.state)
         if due is not None and due <= now.boot:
@@ -154,6 +157,7 @@ class Engine:
         records = [record for outcome in outcomes for record in outcome.records]
         if records:
             self._store.commit(records)
+            self._look_for_room()
         audit = [entry for outcome in outcomes for entry in outcome.audit]
         if not audit:
             return
@@ -165,6 +169,15 @@ class Engine:
             if not self._audit_failed:  # the trail is not worth an outage; say so once
                 log.error("audit trail lost from here on: %s", error)
             self._audit_failed = True
+
+    def _look_for_room(self) -> None:
+        before, self.state.store_full = self.state.store_full, self._store.room()
+        if self.state.store_full and not before:
+            log.error(
+                "no new host and no reservation until there is room: %s", self.state.store_full
+            )
+        elif before and not self.state.store_full:
+            log.warning("there is room for lockd's state again")
 
     def _act(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:

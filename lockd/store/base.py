@@ -22,6 +22,10 @@ class Store(Protocol):
         """Keep the records, all or none, durably on return. A record replaces its predecessor."""
         ...
 
+    def room(self) -> str:
+        """Why nothing new should be taken in, or "": what is kept can still be changed then."""
+        ...
+
     def append(self, entries: Sequence[AuditEntry]) -> None:
         """Add to the audit trail; the oldest entries beyond the bound are dropped. Not durable."""
         ...

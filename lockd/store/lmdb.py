@@ -8,6 +8,7 @@ the audit trail is then set aside and begun anew, and the records are as they we
 """
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,13 @@ SCHEMA: Final = 1
 STATE_SIZE_MAX: Final = 64 << 20
 """1024 ended hosts per LUN at 300 bytes, many LUNs, and LMDB's copies while it commits."""
 
+STATE_SIZE_STEP: Final = 1 << 20
+"""Disk space is allocated ahead in steps of this, so that a disk that others fill up does not keep
+lockd from writing down what ends: releases, exits, fences. (Not on a copy-on-write filesystem.)"""
+
+STATE_PAGES_SPARE: Final = 64
+"""Pages that changes of what is there may still use when nothing new is taken in any more."""
+
 AUDIT_SIZE_MAX: Final = 256 << 20
 """AUDIT_ENTRIES_MAX entries of up to 1.5 KiB, and LMDB's copies."""
 
@@ -52,17 +60,27 @@ _RESERVATIONS: Final = b"reservations"
 class LmdbStore:
     """Records and audit trail in `directory`, which must exist and be this process's own."""
 
-    def __init__(self, directory: Path, *, audit_entries_max: int = AUDIT_ENTRIES_MAX) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        audit_entries_max: int = AUDIT_ENTRIES_MAX,
+        state_size_max: int = STATE_SIZE_MAX,
+    ) -> None:
         """Open or create.
 
         Raises:
             StoreError: it cannot be opened, or was written by a newer lockd.
         """
         self._audit_entries_max = audit_entries_max
+        _need_space(directory)
         with _explained(f"open {directory / 'state.mdb'}"):
             self._state = lmdb.open(
-                str(directory / "state.mdb"), subdir=False, max_dbs=8, map_size=STATE_SIZE_MAX
+                str(directory / "state.mdb"), subdir=False, max_dbs=8, map_size=state_size_max
             )
+            self._path = directory / "state.mdb"
+            self._size_max = state_size_max
+            self._allocated = 0
             self._meta = self._state.open_db(b"meta")
             self._tables = {
                 name: self._state.open_db(name) for name in (_LUNS, _HOSTS, _RESERVATIONS)
@@ -97,6 +115,23 @@ class LmdbStore:
                     txn.delete(key, db=self._tables[table])
                 else:
                     txn.put(key, pack_record(record), db=self._tables[table])
+
+    def room(self) -> str:
+        """Why nothing new should be taken in, or "": what is kept can still be changed then."""
+        page = int(self._state.stat()["psize"])
+        wanted = (int(self._state.info()["last_pgno"]) + 1 + STATE_PAGES_SPARE) * page
+        if wanted <= self._allocated:
+            return ""
+        if wanted > self._size_max:
+            return f"lockd's state has reached its limit of {self._size_max} bytes"
+        size = min(-(-wanted // STATE_SIZE_STEP) * STATE_SIZE_STEP, self._size_max)
+        try:
+            with self._path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            return f"no space for lockd's state: {self._path}: {error.strerror}"
+        self._allocated = size
+        return ""
 
     def append(self, entries: Sequence[AuditEntry]) -> None:
         """Add to the audit trail; the oldest entries beyond the bound are dropped. Not durable."""
@@ -171,6 +206,22 @@ def set_aside_if_damaged(directory: Path) -> None:
         log.warning("state damaged, set aside: path=%s error=%s", aside, error)
         with _explained(f"set {path} aside"):
             path.rename(aside)
+
+
+def _need_space(directory: Path) -> None:
+    """LMDB maps files that it makes; on a full disk touching those would end the process.
+
+    Raises:
+        StoreError: there is no space to make them.
+    """
+    if (directory / "audit.mdb-lock").exists():
+        return
+    with _explained(f"look at {directory}"):
+        found = os.statvfs(directory)
+    if found.f_bavail * found.f_frsize < STATE_SIZE_STEP:
+        raise StoreError(
+            f"lockd's state: no space in {directory}, which needs {STATE_SIZE_STEP} bytes to begin"
+        )
 
 
 def _open_audit(path: Path) -> lmdb.Environment:

@@ -26,6 +26,7 @@ class MemoryStore:
         self._hosts: dict[HostKey, HostRecord] = {}
         self._reservations: dict[str, ReservationRecord] = {}
         self._audit: list[AuditEntry] = []
+        self.full = ""
 
     def start(self) -> Snapshot:
         """Begin a new incarnation, durably, and give back what is kept."""
@@ -52,6 +53,10 @@ class MemoryStore:
                     self._reservations[record.lun] = record
                 case ReservationEnded():
                     self._reservations.pop(record.lun, None)
+
+    def room(self) -> str:
+        """Why nothing new should be taken in, or "": what is kept can still be changed then."""
+        return self.full
 
     def append(self, entries: Sequence[AuditEntry]) -> None:
         """Add to the audit trail; the oldest entries beyond the bound are dropped. Not durable."""
