@@ -156,14 +156,14 @@ def find_openers(path: Path, known: frozenset[int]) -> tuple[tuple[str, ...], bo
     Returns:
         The processes in words, and whether every process could be looked at.
     """
-    target = _identity(path.stat())
+    target = path.stat()
     strangers = []
     complete = True
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) in known | {os.getpid()}:
             continue
         try:
-            if _has_open(entry, target) or _has_mapped(entry, path.stat()):
+            if _has_open(entry, target) or _has_mapped(entry, target):
                 name = (entry / "comm").read_text(encoding="utf-8", errors="replace").strip()
                 strangers.append(f"pid {entry.name} ({name})")
         except PermissionError:
@@ -180,28 +180,28 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _has_open(process: Path, target: tuple[int, int]) -> bool:
-    """Look at `fdinfo` first, which asks no filesystem: one that hangs would take us with it."""
+def _has_open(process: Path, target: os.stat_result) -> bool:
+    """Whether it has a descriptor of the file that can write.
+
+    A `stat` through a descriptor is a question to the filesystem it is on; one of our own mounts
+    may be dead, or wait for this very lockd. So only those are asked that can be it by what the
+    kernel knows (`ino`, since Linux 5.14; a block device has many).
+    """
+    anywhere = stat.S_ISBLK(target.st_mode)
     for descriptor in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
+        try:
             info = (process / "fdinfo" / descriptor.name).read_text(encoding="ascii")
             if int(next(_values(info, "flags:")), 8) & os.O_ACCMODE == os.O_RDONLY:
                 continue
-            inode = next(_values(info, "ino:"), "")  # Linux 5.14
-            if target[0] and inode and int(inode) != target[1]:
+            inode = next(_values(info, "ino:"), str(target.st_ino))
+            if not anywhere and inode != str(target.st_ino):
                 continue
-            if _is(descriptor, target):
+            if _identity(descriptor.stat()) == _identity(target):
                 return True
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTCONN):  # closed; a dead FUSE mount
+                raise
     return False
-
-
-def _is(descriptor: Path, target: tuple[int, int]) -> bool:
-    try:
-        return _identity(descriptor.stat()) == target
-    except (FileNotFoundError, PermissionError):
-        raise
-    except OSError:
-        return False  # on a mount whose server is dead: not the LUN, which we have open
 
 
 def _has_mapped(process: Path, status: os.stat_result) -> bool:
