@@ -21,11 +21,11 @@ def test_compare_and_write_is_linearizable_under_faults(seed):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("protocol", "seed"), [("ats", 1), ("ats", 2), ("reservation", 3)])
+@pytest.mark.parametrize(("protocol", "seed"), [("ats", 1), ("reservation", 3)])
 def test_acquire_release_and_fence_are_linearizable_under_faults(protocol, seed):
     result = run_lab_program(
         "tests.support.histories",
-        *("--what", "locks", "--protocol", protocol, "--faults", "16"),
+        *("--what", "locks", "--protocol", protocol, "--faults", "12"),
         *("--kinds", KINDS, "--seed", str(seed)),
     )
     print(result)

@@ -13,7 +13,7 @@ from tests.support.fault_lab import run_lab_program
 
 @pytest.mark.mount
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(("lock_mode", "runs"), [("ats", 60), ("reservation", 40)])
+@pytest.mark.parametrize(("lock_mode", "runs"), [("ats", 60), ("reservation", 20)])
 def test_next_open_succeeds_on_proof_of_death_alone(tmp_path, lock_mode, runs):
     record = tmp_path / "takeovers.json"
 

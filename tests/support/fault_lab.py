@@ -31,6 +31,7 @@ from tests.support.linearizability import UNKNOWN, Operation
 from tests.support.mounts import BIN, Process, run_vmfs
 from vmfs.ondisk.lvm import LV_START
 from vmfs.units import MIB
+from vmfs.volume.timing import TEST
 
 REPORT_SECONDS: Final = 60.0
 """How long a host may be silent before the test gives up: ten times what a slow machine needs."""
@@ -377,6 +378,8 @@ def fault_lab(
     socket = directory / "lockd" / "sock"
     command: list[str | Path] = [BIN / "lockd", "--lun", f"{LUN}={lun}", "--lun", f"{RAW}={raw}"]
     command += ["--socket", socket, "--state", directory / "state"]
+    command += ["--recall-seconds", str(2 * TEST.stop)]  # at the pace of its hosts
+    command += ["--lease-seconds", str(TEST.lease)]
     lab = FaultLab(directory, seed, lun, raw, socket, _start_lockd(command), command)
     try:
         lab.set_up(files)
