@@ -44,7 +44,15 @@ async def connect_stream(
     stream: trio.abc.Stream, host: HostIdentity, lun: str, on_event: OnEvent
 ) -> AsyncIterator[LockClient]:
     """As `connect`, over a stream that is connected already (memory streams, in tests)."""
-    link = StreamLink(stream)
+    async with connect_link(StreamLink(stream), host, lun, on_event) as client:
+        yield client
+
+
+@asynccontextmanager
+async def connect_link(
+    link: Link, host: HostIdentity, lun: str, on_event: OnEvent
+) -> AsyncIterator[LockClient]:
+    """As `connect`, over any link; it is closed at the end."""
     async with _running(LockClient(link, on_event, host=host, lun=lun), link) as client:
         yield client
 

@@ -169,8 +169,9 @@ class LastingClient:
                 return await verb(client)
             except CompareAndWriteUnknown:
                 raise
-            except LockdDisconnected:
-                continue
+            except LockdDisconnected as error:
+                if self._client is client:  # hung up on this side, of which no event tells
+                    self._lose(str(error))
 
     async def _connection(self) -> LockClient:
         """The connection, waited for.
