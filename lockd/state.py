@@ -149,6 +149,7 @@ class Session:
     greeted: bool = False
     nexus: HostKey | None = None
     waiting: int = 0  # requests that wait for another party
+    process_ended: bool = False  # its exit was seen; what it sent before may still be read
 
 
 @dataclass(slots=True)

@@ -55,6 +55,9 @@ def register(turn: Turn, session: Session, request_id: int, message: Register) -
     """Open a nexus, go on with an old one, or wait for the end of an earlier start."""
     if session.nexus is not None:
         raise Refusal(ErrorCode.BAD_REQUEST, "this connection has registered already")
+    if session.process_ended:
+        # Sent before its end and read after it: nobody would report that end a second time.
+        raise Refusal(ErrorCode.BAD_REQUEST, f"{session.process} has exited")
     lun = turn.lun(message.lun)
     host = turn.state.hosts.get((message.lun, message.host_uuid))
     if host is None or not host.open:
@@ -95,6 +98,9 @@ def process_exited(turn: Turn, process: ProcessId, how: str) -> None:
         verb = "is fenced" if record.blocked else "is dead"
         turn.audit_host(kind, host, f"{record} {verb}: {how}")
         _end(turn, host, end, how)
+    for session in turn.state.sessions.values():
+        if session.process == process:
+            session.process_ended = True
 
 
 def pass_deadlines(turn: Turn) -> None:

@@ -259,6 +259,17 @@ def test_what_a_dead_process_had_sent_is_not_carried_out_after_its_exit_was_seen
     assert lab.blocks["ds1"].block(3) == letter("0")
 
 
+def test_register_that_is_read_after_the_exit_was_seen_is_refused() -> None:
+    lab = Lab()
+    lab.connect("a")
+
+    lab.exit("a")
+
+    assert refused(lab.register("a")) is ErrorCode.BAD_REQUEST
+    assert not lab.state.hosts
+    assert lab.host("a", nonce=2) == 1
+
+
 def test_the_oldest_ended_hosts_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = 5
     monkeypatch.setattr("lockd.machine.nexus.HOSTS_ENDED_MAX", kept)
