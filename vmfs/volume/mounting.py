@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
+from typing import Final
 
 import trio
 
@@ -32,6 +33,12 @@ from vmfs.volume.recovery import DeadHosts
 from vmfs.volume.structure import Journals, Structure, read_journals, read_structure
 
 _log = logging.getLogger("vmfs.volume")
+
+RECOVERY_SECONDS_MAX: Final = 60.0
+"""How long a mount waits for another host that recovers a third; as operations do."""
+
+RECOVERY_POLL_SECONDS: Final = 0.05
+"""Seconds between two looks at the slots meanwhile; nobody announces the end of a replay."""
 
 
 @dataclass(slots=True)
@@ -107,7 +114,7 @@ async def _prepare(  # noqa: PLR0913 - one step of `mount`
     await orphans.load()
     dead_hosts = _dead_hosts(nexus, journals, slot)
     dead_hosts.adopt_into(transactions, orphans)
-    await _recover(dead_hosts, await _find_dead(nexus))
+    await _recover_before_anything(nexus, dead_hosts)
     records = LockRecords(device=device, writer=nexus.writer, me=slot.holder, clock=options.clock)
     locks = LockManager(
         records=records,
@@ -205,6 +212,26 @@ async def _acquire(
         slots=slots,
         journal=journals.place,
     )
+
+
+async def _recover_before_anything(nexus: Nexus, dead_hosts: DeadHosts) -> None:
+    """Recover the dead, and wait for those that another host is recovering just now.
+
+    After a power cut a lock record may be free again although the journal of the host that had it
+    is still to be replayed: until that is done nobody may take a lock.
+
+    Raises:
+        LockBusy: another host's recovery of a third does not end.
+    """
+    gives_up_at = trio.current_time() + RECOVERY_SECONDS_MAX
+    while dead := await _find_dead(nexus):
+        await _recover(dead_hosts, dead)
+        theirs = [slot for slot in await _find_dead(nexus) if slot.replayer]
+        if not theirs:
+            return
+        if trio.current_time() >= gives_up_at:
+            raise LockBusy(f"another host's recovery of slot {theirs[0].index} goes on")
+        await trio.sleep(RECOVERY_POLL_SECONDS)
 
 
 async def _recover(dead_hosts: DeadHosts, dead: Sequence[Heartbeat]) -> None:
