@@ -58,10 +58,10 @@ class RecordingStore(MemoryStore):
     def __init__(self, log: list[str]) -> None:
         super().__init__()
         self._log = log
-        self.full = False
+        self.fails = False
 
     def commit(self, records: Sequence[Record]) -> None:
-        if self.full:
+        if self.fails:
             raise StoreError("no space left on device")
         super().commit(records)
         self._log += [f"commit {show_record(record)}" for record in records]

@@ -595,7 +595,7 @@ def test_a_crash_before_the_commit_leaves_nobody_told(who: str, message: m.Reque
     lab.connect("esx3")
     lab.connect("tool")
     lab.exit("esx1")
-    lab.store.full = True
+    lab.store.fails = True
 
     with lab.steps() as steps, pytest.raises(StoreError):
         lab.ask(who, message)
