@@ -1,6 +1,7 @@
 """`vmfs ls`, `cat` and `cp`: what they show, what they keep, what they refuse, how they end."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,18 @@ def test_cp_overwrites_only_with_force(volume: HandMade, lun: Path, tmp_path: Pa
     assert forced.exit_code == 0
     assert target.read_bytes() == volume.files["/sub"]
     assert names(tmp_path) == ["sub"]
+
+
+def test_cp_replaces_nothing_but_files_even_with_force(lun: Path, tmp_path: Path) -> None:
+    target = tmp_path / "pipe"  # stands for a device node, which only root can make
+    os.mkfifo(target)
+
+    result = vmfs("cp", "--force", f"{lun}:/sub", target)
+
+    assert result.exit_code == 1
+    assert "is not a regular file" in result.stderr
+    assert target.is_fifo()
+    assert names(tmp_path) == ["pipe"]
 
 
 def test_cp_of_a_directory_needs_recursive(lun: Path, tmp_path: Path) -> None:

@@ -24,7 +24,15 @@ from vmfs.check.reader import Node, Reader
 from vmfs.cli.common import run
 from vmfs.cli.lun_path import LunPath, LunPathType, opened
 from vmfs.cli.read import CHUNK, require_readable
-from vmfs.errors import DeviceError, Exists, FileTooBig, IsADirectory, NotADirectory, VmfsError
+from vmfs.errors import (
+    DeviceError,
+    Exists,
+    FileTooBig,
+    IsADirectory,
+    NotADirectory,
+    NotPermitted,
+    VmfsError,
+)
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType, Zla
 from vmfs.units import KIB
@@ -206,6 +214,9 @@ def _require_free(target: Path, *, overwrites: bool) -> None:
         raise Exists(f"{target} exists; --force overwrites it")
     if target.is_dir() and not target.is_symlink():
         raise IsADirectory(f"{target} is a directory")
+    # A rename would put a file in the place of a device node: as root, in that of /dev/null.
+    if target.exists() and not target.is_file():
+        raise NotPermitted(f"{target} is not a regular file; not even --force replaces it")
 
 
 def _make_directory(target: Path) -> None:
