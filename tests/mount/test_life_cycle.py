@@ -159,6 +159,17 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def test_background_mount_takes_relative_paths(ds, directory, monkeypatch):
+    monkeypatch.chdir(ds.socket.parent)
+    options = f"lockd={ds.socket.name},host=rel,log=rel.log"
+
+    done = run_vmfs("mount", ds.lun, directory, "--background", "-o", options)
+
+    assert done.returncode == 0, done.stderr
+    assert (ds.socket.parent / "rel.log").exists()
+    assert run_vmfs("umount", directory).returncode == 0
+
+
 @pytest.mark.parametrize("how", ["--background", "--foreground"])
 def test_mount_without_lockd_there_fails_with_its_reason(ds, directory, tmp_path, how):
     done = run_vmfs("mount", ds.lun, directory, how, "--lockd", tmp_path / "nobody", "--host", "x")
@@ -174,6 +185,8 @@ def test_mount_without_lockd_there_fails_with_its_reason(ds, directory, tmp_path
     [
         (["-o", "bogus"], 1, "bogus"),
         (["-o", "max_read=1"], 1, "max_read"),
+        (["-o", "log=/no/such/log"], 1, "vmfs mount: cannot log to /no/such/log"),
+        (["-o", "log=/no/such/log", "--background"], 1, "vmfs mount: cannot log to"),
         (["--bogus"], 2, "bogus"),
     ],
 )

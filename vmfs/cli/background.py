@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from vmfs.errors import InvalidArgument
+
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 SYSLOG_FORMAT: Final = "vmfs[%(process)d]: %(levelname)s %(name)s: %(message)s"
 SYSLOG_SOCKET: Final = "/dev/log"
@@ -44,22 +46,37 @@ def go_to_background() -> Announce:
 
 
 def log_to_foreground(path: str | None) -> None:
-    """Log to a file, or to stderr."""
-    handler = logging.FileHandler(path) if path else logging.StreamHandler(sys.stderr)
+    """Log to a file, or to stderr.
+
+    Raises:
+        InvalidArgument: the file cannot be written.
+    """
+    handler = _log_file(path) if path else logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def log_to_background(path: str | None) -> None:
-    """Log to a file, or to syslog; on a machine without one the log goes nowhere."""
+    """Log to a file, or to syslog; on a machine without one the log goes nowhere.
+
+    Raises:
+        InvalidArgument: the file cannot be written.
+    """
     handler: logging.Handler = logging.NullHandler()
     if path:
-        handler = logging.FileHandler(path)
+        handler = _log_file(path)
         handler.setFormatter(logging.Formatter(LOG_FORMAT))
     elif Path(SYSLOG_SOCKET).exists():
         handler = logging.handlers.SysLogHandler(SYSLOG_SOCKET)
         handler.setFormatter(logging.Formatter(SYSLOG_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _log_file(path: str) -> logging.FileHandler:
+    try:
+        return logging.FileHandler(path)
+    except OSError as error:
+        raise InvalidArgument(f"cannot log to {path}: {error.strerror}") from error
 
 
 def _follow(reader: int, child: int) -> int:

@@ -70,7 +70,8 @@ def mount(  # noqa: PLR0913 - one parameter for each option
         directory=check_mount_point(directory),
         options=dataclasses.replace(
             given,
-            lockd=lockd or given.lockd,
+            lockd=_absolute(lockd or given.lockd),
+            log=_absolute(given.log),
             host=host or given.host,
             read_only=read_only or given.read_only,
         ),
@@ -225,6 +226,11 @@ class _Stopping:
                     self.event.set()
                 else:
                     self.opening.cancel()
+
+
+def _absolute(path: str | None) -> str | None:
+    """A path that still holds in the background, where the working directory is another."""
+    return None if path is None else str(Path(path).absolute())
 
 
 def _existing(lun: Path) -> Path:
