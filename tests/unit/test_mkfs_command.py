@@ -69,6 +69,15 @@ def test_existing_datastore_is_replaced_with_force(lun: Path) -> None:
     assert "reservation" in result.stdout
 
 
+@pytest.mark.parametrize("label", ["", "two\nlines", "\x1b[31m"])
+def test_label_that_cannot_be_shown_is_refused(lun: Path, label: str) -> None:
+    result = vmfs("mkfs", lun, "--label", label, "--size", "1G")
+
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert not lun.exists()
+
+
 def test_existing_empty_file_needs_no_size(lun: Path) -> None:
     with lun.open("wb") as file:
         file.truncate(GIB)

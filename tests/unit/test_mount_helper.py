@@ -45,3 +45,8 @@ def test_host_identity_is_kept_but_for_its_nonce():
 def test_host_name_too_long_for_the_slot_is_refused():
     with pytest.raises(InvalidArgument, match="longer than 64"):
         this_host("x" * 65)
+
+
+def test_host_name_that_cannot_be_shown_is_refused():
+    with pytest.raises(InvalidArgument, match="cannot be printed"):
+        this_host("two\nlines")

@@ -95,6 +95,8 @@ def mkfs(  # noqa: PLR0913 - one parameter for each option
     a filesystem, a partition table, or anything but zeroes in its first 2 MiB is only overwritten
     with --force; so is a datastore that a host has open.
     """
+    if not label or not label.isprintable():
+        raise InvalidArgument(f"the label {label!r} is empty, or cannot be printed")
     if uuid is None:
         identity = Identity.from_seed(os.urandom(32), now=int(time.time()))
     else:

@@ -18,11 +18,13 @@ def this_host(name: str | None) -> HostIdentity:
     a host that comes back; the nonce is fresh, so that it knows that it is a new start.
 
     Raises:
-        InvalidArgument: the name is too long for the heartbeat slot.
+        InvalidArgument: the name is too long for the heartbeat slot, or cannot be printed.
     """
     chosen = name or platform.node() or "localhost"
     if len(chosen.encode()) > HOST_NAME_MAX:
         raise InvalidArgument(f"host name {chosen!r} is longer than {HOST_NAME_MAX} bytes")
+    if not chosen.isprintable():
+        raise InvalidArgument(f"host name {chosen!r} has characters that cannot be printed")
     seed = b"vmfs host\0" + _machine_id() + b"\0" + chosen.encode()
     return HostIdentity(
         host_uuid=hashlib.sha256(seed).digest()[:16],
