@@ -167,6 +167,13 @@ def test_status_of_a_lun_lists_the_hosts_that_have_it_open(
     assert "esx-a" in vmfs("status", lun).stdout
 
 
+def test_status_of_a_lun_that_nobody_has_open_says_so(volume: HandMade, tmp_path: Path) -> None:
+    lun = saved(volume, tmp_path)
+
+    assert "no host has" in vmfs("status", lun).stderr
+    assert json.loads(vmfs("status", "--json", lun).stdout) == []
+
+
 def test_table_aligns_all_but_the_last_column() -> None:
     assert table_lines([["A", "B"], ["long", "x"], ["s", "yy"]]) == [
         "A     B",

@@ -58,6 +58,8 @@ def status(*, target: Path | None, as_json: bool) -> None:
     else:
         hosts = run(_open_statuses, lun_of(target))
         _show([asdict(host) for host in hosts], as_json=as_json)
+        if not hosts:
+            click.echo(f"note: no host has {target} open", err=True)
 
 
 def mount_statuses() -> list[MountStatus]:
