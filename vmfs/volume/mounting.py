@@ -218,20 +218,29 @@ async def _recover_before_anything(nexus: Nexus, dead_hosts: DeadHosts) -> None:
     """Recover the dead, and wait for those that another host is recovering just now.
 
     After a power cut a lock record may be free again although the journal of the host that had it
-    is still to be replayed: until that is done nobody may take a lock.
-
-    Raises:
-        LockBusy: another host's recovery of a third does not end.
+    is still to be replayed: nobody should take a lock before. A recovery that does not end in time
+    is left to whoever meets the dead host's locks.
     """
     gives_up_at = trio.current_time() + RECOVERY_SECONDS_MAX
     while dead := await _find_dead(nexus):
         await _recover(dead_hosts, dead)
-        theirs = [slot for slot in await _find_dead(nexus) if slot.replayer]
+        theirs = _under_way(await _find_dead(nexus), await read_slots(nexus.device))
         if not theirs:
             return
         if trio.current_time() >= gives_up_at:
-            raise LockBusy(f"another host's recovery of slot {theirs[0].index} goes on")
+            _log.warning("recovery by another host goes on slot=%d", theirs[0].index)
+            return
         await trio.sleep(RECOVERY_POLL_SECONDS)
+
+
+def _under_way(dead: Sequence[Heartbeat], slots: Sequence[Heartbeat]) -> list[Heartbeat]:
+    """Those of the dead whose replayer still has the slot that it replays from."""
+    at_work = {(slot.lv_offset, slot.generation) for slot in slots if slot.is_in_use}
+    return [
+        slot
+        for slot in dead
+        if slot.replayer and (slot.replayer_offset, slot.replayer_generation) in at_work
+    ]
 
 
 async def _recover(dead_hosts: DeadHosts, dead: Sequence[Heartbeat]) -> None:
