@@ -38,7 +38,7 @@ RECOVERY_SECONDS_MAX: Final = 60.0
 """How long a mount waits for another host that recovers a third; as operations do."""
 
 RECOVERY_POLL_SECONDS: Final = 0.05
-"""Seconds between two looks at the slots meanwhile; nobody announces the end of a replay."""
+"""Seconds to the second look at the slots; doubled from look to look, as a look reads them all."""
 
 
 @dataclass(slots=True)
@@ -222,6 +222,7 @@ async def _recover_before_anything(nexus: Nexus, dead_hosts: DeadHosts) -> None:
     is left to whoever meets the dead host's locks.
     """
     gives_up_at = trio.current_time() + RECOVERY_SECONDS_MAX
+    pause = RECOVERY_POLL_SECONDS
     while dead := await _find_dead(nexus):
         await _recover(dead_hosts, dead)
         theirs = _under_way(await _find_dead(nexus), await read_slots(nexus.device))
@@ -230,7 +231,8 @@ async def _recover_before_anything(nexus: Nexus, dead_hosts: DeadHosts) -> None:
         if trio.current_time() >= gives_up_at:
             _log.warning("recovery by another host goes on slot=%d", theirs[0].index)
             return
-        await trio.sleep(RECOVERY_POLL_SECONDS)
+        await trio.sleep(pause)
+        pause *= 2
 
 
 def _under_way(dead: Sequence[Heartbeat], slots: Sequence[Heartbeat]) -> list[Heartbeat]:
