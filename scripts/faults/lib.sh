@@ -29,9 +29,11 @@ prepare() {
     export PATH="$PWD/.venv/bin:$PATH"
     [ "$(id -u)" = 0 ] || { echo "$script: mounting needs root; run it with sudo" >&2; exit 1; }
     [ -e /dev/fuse ] || { echo "$script: no /dev/fuse on this machine (modprobe fuse?)" >&2; exit 1; }
-    work=$(mktemp -d "${TMPDIR:-/tmp}/vmfs-$script.XXXXXX")
+    # A short name: the path of a unix socket has 107 bytes at most.
+    work=$(mktemp -d "${TMPDIR:-/tmp}/vmfs.XXXXXX")
     socket=$work/lockd/sock
     trap cleanup EXIT
+    [ ${#socket} -le 107 ] || fail "the path of a socket in TMPDIR would be too long: $socket"
     trap 'exit 130' INT
     trap 'exit 143' TERM
 }
