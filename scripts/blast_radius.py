@@ -17,7 +17,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -66,6 +66,19 @@ class Run:
 
 
 @contextmanager
+def at_work(workers: Sequence[threading.Thread], stop: threading.Event) -> Iterator[None]:
+    """These threads work for the length of the block; `stop` ends them."""
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(FIRE_SECONDS_MAX)
+
+
+@contextmanager
 def load(mounts: list[Mount], done: dict[str, list[float]]) -> Iterator[None]:
     """Every mount's paced I/O on its own open file, from a thread each."""
     stop = threading.Event()
@@ -94,14 +107,8 @@ def load(mounts: list[Mount], done: dict[str, list[float]]) -> Iterator[None]:
             done[mount.name] = []
             arguments = (fd, done[mount.name], place)
             workers.append(threading.Thread(target=work, args=arguments, daemon=True))
-        for worker in workers:
-            worker.start()
-        try:
+        with at_work(workers, stop):
             yield
-        finally:
-            stop.set()
-            for worker in workers:
-                worker.join(FIRE_SECONDS_MAX)
 
 
 @contextmanager
@@ -125,13 +132,10 @@ def metadata_storm(victim: Mount) -> Iterator[Path]:
                 (directory / f"new{number % 2}").write_bytes(b"x")
                 (directory / f"new{number % 2}").unlink()
 
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
     try:
-        yield path
+        with at_work([threading.Thread(target=work, daemon=True)], stop):
+            yield path
     finally:
-        stop.set()
-        worker.join(FIRE_SECONDS_MAX)
         with contextlib.suppress(OSError):
             os.close(fd)
 
@@ -150,14 +154,8 @@ def tug_of_war(hosts: list[Mount]) -> Iterator[None]:
     workers = [
         threading.Thread(target=work, args=(host.path / "rope",), daemon=True) for host in hosts
     ]
-    for worker in workers:
-        worker.start()
-    try:
+    with at_work(workers, stop):
         yield
-    finally:
-        stop.set()
-        for worker in workers:
-            worker.join(FIRE_SECONDS_MAX)
 
 
 def holds_reservation(socket: Path, host: Mount) -> bool:
@@ -270,7 +268,7 @@ def draw(runs: list[Run], out: Path) -> None:
             ]
             for host in run.done
         ]
-        image = panel.imshow(
+        panel.imshow(
             rows,
             aspect="auto",
             cmap="viridis",
@@ -289,7 +287,8 @@ def draw(runs: list[Run], out: Path) -> None:
         panel.set_yticks(range(len(rows)), list(run.done))
         panel.set_ylabel("host")
     panels[-1].set_xlabel("seconds since one host was frozen")
-    figure.colorbar(image, ax=list(panels), label="4 KiB operations completed per 100 ms")
+    heat = panels[-1].images[0]
+    figure.colorbar(heat, ax=list(panels), label="4 KiB operations completed per 100 ms")
     figure.savefig(out / "blast-radius.svg", metadata={"Date": None})
     figure.savefig(out / "blast-radius.png", dpi=110)
 

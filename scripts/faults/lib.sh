@@ -5,17 +5,21 @@ set -euo pipefail
 
 script=$(basename "$0")
 declare -A pid=()
+declare -A lun_of=()  # the path that a host has to the LUN, where it is not the LUN's own
 mount_options=()
+mount_command=(vmfs)
 
 cleanup() {
     local status=$? host
     set +e
     { exec 9>&-; } 2>/dev/null
-    # Killed, not asked: a host may be stopped, and whatever waits for it ends with it.
+    # When all went well, lockd alone is left, and ends when it is asked to.
+    [ $status = 0 ] && [ -n "${pid[lockd]:-}" ] && kill "${pid[lockd]}" && wait "${pid[lockd]}"
+    # Else killed, not asked: a host may be stopped, and whatever waits for it ends with it.
     # Everything that was started here is a job of this shell.
     # shellcheck disable=SC2046
     kill -9 $(jobs -p) 2>/dev/null
-    for host in a b; do
+    for host in a b path-a path-b; do
         if grep -qs " $work/$host " /proc/mounts; then umount -l "$work/$host"; fi
     done
     wait 2>/dev/null
@@ -63,11 +67,21 @@ start_lockd() {
 mount_host() {
     local host=$1
     mkdir -p "$work/$host"
-    vmfs mount "$work/lun" "$work/$host" --lockd "$socket" --host "esx-$host" \
-        "${mount_options[@]}" >"$work/$host.log" 2>&1 9>&- &
+    "${mount_command[@]}" mount "${lun_of[$host]:-$work/lun}" "$work/$host" --lockd "$socket" \
+        --host "esx-$host" "${mount_options[@]}" >"$work/$host.log" 2>&1 9>&- &
     pid[$host]=$!
     await_line "$work/$host.log" "vmfs: ready" "${pid[$host]}"
     grep "vmfs: ready" "$work/$host.log"
+}
+
+# A path to the LUN for one host alone; it is broken while the file path-HOST.broken exists.
+mount_path_of() {
+    local host=$1
+    mkdir "$work/path-$host"
+    python scripts/faults/failing_lun.py "$work/lun" "$work/path-$host" "$work/path-$host.broken" \
+        >"$work/path-$host.log" 2>&1 9>&- &
+    await_line "$work/path-$host.log" "failing_lun: ready" "$!"
+    lun_of[$host]=$work/path-$host/lun
 }
 
 # A LUN, lockd, and hosts a and b on it; arguments go to mkfs.
@@ -106,6 +120,7 @@ finish() {
         if [ -n "${pid[$host]:-}" ]; then
             run vmfs umount "$work/$host"; wait "${pid[$host]}"; unset "pid[$host]"
         fi
+        if [ -n "${lun_of[$host]:-}" ]; then umount "$work/path-$host"; fi
     done
     run vmfs check "$work/lun"
     printf '\n%s: all of it was seen. Everything it made is gone again.\n' "$script"

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "faults"
-FAULTS = ("kill", "stop", "stop-then-continue", "cut-socket", "kill-lockd", "fill-lun")
+FAULTS = (
+    "kill",
+    "stop",
+    "stop-then-continue",
+    "cut-socket",
+    "kill-lockd",
+    "fill-lun",
+    "eio",
+    "pause",
+)
 
 
 @pytest.mark.mount
@@ -27,7 +36,12 @@ def test_fault_script_sees_what_it_promises(tmp_path, private_mounts, monkeypatc
 
 
 def test_every_script_is_tested_and_run_by_all():
-    found = {path.name for path in SCRIPTS.iterdir()} - {"lib.sh", "all"}
+    found = {path.name for path in SCRIPTS.iterdir()} - {
+        "lib.sh",
+        "all",
+        "failing_lun.py",
+        "pausing_host.py",
+    }
 
     assert found == set(FAULTS)
     assert f"for fault in {' '.join(FAULTS)}; do" in (SCRIPTS / "all").read_text()

@@ -321,9 +321,21 @@ def test_mount_point_of_a_dead_mount_says_so_and_umount_frees_it(ds):
     line = next(line for line in status.stdout.splitlines() if str(mount.path) in line)
     assert line.split()[-1] == "dead"
     assert freed.returncode == 1
-    assert "replayed" in freed.stderr
+    assert "will be replayed" in freed.stderr
     assert not is_mounted(mount.path)
     ds.mount("heir").stop()
+    ds.check()
+
+
+def test_umount_of_a_dead_mount_says_when_another_host_has_recovered_it(ds):
+    mount = ds.mount("found")
+    mount.process.kill()
+    ds.mount("finder").stop()
+
+    freed = run_vmfs("umount", mount.path)
+
+    assert freed.returncode == 1
+    assert "has been replayed by another host already" in freed.stderr
     ds.check()
 
 

@@ -22,9 +22,9 @@ from lockd.client import ErrorCode, LockdRefused
 from vmfs.cli.background import Announce, go_to_background, log_to_background, log_to_foreground
 from vmfs.cli.common import run
 from vmfs.cli.session import name_of_lun, this_host
-from vmfs.errors import InvalidArgument, LockServiceError
+from vmfs.errors import InvalidArgument, LockServiceError, VmfsError
 from vmfs.fuse.options import MountOptions, parse_options
-from vmfs.fuse.registry import MountRecord, start_ticks, write_record
+from vmfs.fuse.registry import MountRecord, record_path, start_ticks, write_record
 from vmfs.fuse.serve import MountPlan, check_mount_point, serve
 from vmfs.volume import PRODUCTION, TEST, Volume, VolumeOptions, unix_lockd
 
@@ -138,11 +138,19 @@ async def _open_and_serve(request: MountRequest, announce: Announce, stopping: "
             options=dataclasses.replace(options, read_only=volume.read_only),
         )
         ready = _Ready(request, volume, host.name, announce, stopping)
-        try:
-            await serve(volume.namespace, plan, on_ready=ready, stop=stopping.event)
-        finally:
-            stopping.is_mounted = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_say_when_failed, volume, ready)
+            try:
+                await serve(volume.namespace, plan, on_ready=ready, stop=stopping.event)
+            finally:
+                stopping.is_mounted = False
+                nursery.cancel_scope.cancel()
     ready.forget()
+
+
+async def _say_when_failed(volume: Volume, ready: "_Ready") -> None:
+    """A mount that can change nothing any more stays, to be read; `vmfs status` has to say so."""
+    ready.failed(await volume.until_failed())
 
 
 @asynccontextmanager
@@ -175,37 +183,50 @@ class _Ready:
         self._host = host
         self._announce = announce
         self._stopping = stopping
-        self._record: Path | None = None
+        self._device = 0
+        self._record: MountRecord | None = None
 
     def __call__(self, device: int) -> None:
         """The mount with this device number has answered its first request."""
         volume, directory = self._volume, self._request.directory
         pid = os.getpid()
-        record = MountRecord(
-            pid=pid,
-            started=start_ticks(pid) or 0,
-            mount_point=str(directory),
-            lun=str(self._request.lun),
-            label=volume.label,
-            host=self._host,
-            lockd=self._request.options.lockd or "",
-            slot=-1 if volume.slot is None else volume.slot,
-            read_only=volume.read_only,
+        self._device = device
+        self._write(
+            MountRecord(
+                pid=pid,
+                started=start_ticks(pid) or 0,
+                mount_point=str(directory),
+                lun=str(self._request.lun),
+                label=volume.label,
+                host=self._host,
+                lockd=self._request.options.lockd or "",
+                slot=-1 if volume.slot is None else volume.slot,
+                read_only=volume.read_only,
+            )
         )
-        try:
-            self._record = write_record(device, record)
-        except OSError as error:
-            log.warning("vmfs umount will not wait for this mount: %s", error)
         self._stopping.is_mounted = True
         where = "read-only, without locks" if volume.slot is None else f"slot {volume.slot}"
         self._announce(
             f"vmfs: ready: {volume.label} mounted on {directory} as host {self._host} ({where})"
         )
 
+    def failed(self, error: VmfsError) -> None:
+        """Nothing can be changed through it any more."""
+        if self._record is not None:
+            self._write(dataclasses.replace(self._record, failed=str(error)))
+
     def forget(self) -> None:
         """Everything was given back: who waits for us needs not look for a crash."""
         if self._record is not None:
-            self._record.unlink(missing_ok=True)
+            record_path(self._device).unlink(missing_ok=True)
+
+    def _write(self, record: MountRecord) -> None:
+        try:
+            write_record(self._device, record)
+        except OSError as error:
+            log.warning("vmfs status and vmfs umount know nothing of this mount: %s", error)
+        else:
+            self._record = record
 
 
 class _Stopping:

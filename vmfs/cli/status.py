@@ -13,7 +13,7 @@ from vmfs.cli.locks import lun_of
 from vmfs.cli.table import table_lines
 from vmfs.device.image import ImageDevice
 from vmfs.fuse.mountinfo import parse_mountinfo
-from vmfs.fuse.registry import is_served, read_record
+from vmfs.fuse.registry import MountRecord, is_served, read_record, runtime_directory
 from vmfs.ondisk.heartbeat import Heartbeat
 
 
@@ -28,7 +28,8 @@ class MountStatus:
     slot: int | None
     pid: int | None
     access: str  # rw, ro
-    state: str  # serving; dead: its process is gone; unknown: nobody said who serves it
+    state: str  # serving; failed; dead: its process is gone; unknown: nobody said who serves it
+    explanation: str  # of a state that is not serving: what happened, what to do; else empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,7 @@ def status(*, target: Path | None, as_json: bool) -> None:
     A host that died with the volume open is shown too, until another one has recovered it.
     """
     if target is None:
-        mounts = mount_statuses()
-        _show([asdict(mount) for mount in mounts], as_json=as_json)
+        _show_mounts(mount_statuses(), as_json=as_json)
     else:
         hosts = run(_open_statuses, lun_of(target))
         _show([asdict(host) for host in hosts], as_json=as_json)
@@ -70,7 +70,7 @@ def mount_statuses() -> list[MountStatus]:
         if not entry.is_vmfs:
             continue
         record = read_record(entry)
-        state = "unknown" if record is None else "serving" if is_served(record) else "dead"
+        state, explanation = _state(record)
         found.append(
             MountStatus(
                 mount_point=entry.mount_point,
@@ -81,9 +81,24 @@ def mount_statuses() -> list[MountStatus]:
                 pid=None if record is None else record.pid,
                 access="ro" if "ro" in entry.options.split(",") else "rw",
                 state=state,
+                explanation=explanation,
             )
         )
     return found
+
+
+def _state(record: MountRecord | None) -> tuple[str, str]:
+    """How a mount does, and what there is to say about that."""
+    if record is None:
+        return "unknown", (
+            f"nobody said in {runtime_directory()} who serves it "
+            "(was VMFS_RUNTIME_DIR another when it was mounted?)"
+        )
+    if not is_served(record):
+        return "dead", f"process {record.pid} is gone; vmfs umount takes away what is left of it"
+    if record.failed:
+        return "failed", f"{record.failed}; nothing can be changed through it: unmount it"
+    return "serving", ""
 
 
 async def _open_statuses(lun: Path) -> list[OpenStatus]:
@@ -103,6 +118,19 @@ def _open_status(slot: Heartbeat) -> OpenStatus:
         generation=slot.generation,
         replayed_by=str(slot.replayer) if slot.replayer else "",
     )
+
+
+def _show_mounts(mounts: list[MountStatus], *, as_json: bool) -> None:
+    rows = [asdict(mount) for mount in mounts]
+    if as_json:
+        _show(rows, as_json=True)
+        return
+    for row in rows:
+        del row["explanation"]  # too long for a column
+    _show(rows, as_json=False)
+    for mount in mounts:
+        if mount.explanation:
+            click.echo(f"{mount.mount_point}: {mount.state}: {mount.explanation}")
 
 
 def _show(rows: list[dict[str, object]], *, as_json: bool) -> None:

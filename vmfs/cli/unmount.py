@@ -8,9 +8,13 @@ from typing import Final
 
 import click
 
-from vmfs.errors import DeviceError, InvalidArgument
+from vmfs.cli.common import run
+from vmfs.device.image import ImageDevice
+from vmfs.device.locate import find_lv
+from vmfs.errors import DeviceError, InvalidArgument, VmfsError
 from vmfs.fuse.mountinfo import MountEntry, mounted_at, parse_mountinfo
 from vmfs.fuse.registry import MountRecord, is_served, read_record, record_path
+from vmfs.locks.heartbeat import read_slots
 
 WAIT_SECONDS: Final = 60.0
 """How long the daemon may take to commit, give its locks up and free its slot. In reservation mode
@@ -46,8 +50,8 @@ def umount(*, directory: Path, lazy: bool, force: bool) -> None:
     if read_record(entry) == record:  # who ends cleanly takes it away
         record_path(os.makedev(entry.major, entry.minor)).unlink(missing_ok=True)
         raise DeviceError(
-            f"{directory} is unmounted, but process {record.pid} did not end cleanly: its "
-            "journal will be replayed by the next mount; its log says more"
+            f"{directory} is unmounted, but process {record.pid} did not end cleanly: "
+            f"{run(_recovery_of, record)}; its log says more"
         )
 
 
@@ -66,6 +70,28 @@ def _mount_on(directory: Path) -> MountEntry:
     if entry is None or not entry.is_vmfs:
         raise InvalidArgument(f"{directory} is not a vmfs mount")
     return entry
+
+
+async def _recovery_of(record: MountRecord) -> str:
+    """In words, what has become of the journal of a mount that died, or what will."""
+    later = "its journal will be replayed by the next host that mounts, or wants what it held"
+    if record.slot < 0:
+        return "it was read-only, and left nothing behind"
+    try:
+        device = ImageDevice.open(record.lun, writable=False)
+    except DeviceError:
+        return later
+    try:
+        slots = await read_slots(await find_lv(device))
+    except VmfsError:
+        return later
+    finally:
+        await device.aclose()
+    slot = slots[record.slot]
+    info = slot.host
+    if slot.is_in_use and info is not None and (info.pid, info.name) == (record.pid, record.host):
+        return later
+    return "its journal has been replayed by another host already"
 
 
 def _open_process(record: MountRecord | None) -> int | None:

@@ -27,6 +27,7 @@ class MountRecord:
     lockd: str  # empty: without locks, read-only
     slot: int  # -1: none
     read_only: bool
+    failed: str = ""  # why nothing can be changed through it any more; empty: it works
 
 
 def runtime_directory() -> Path:

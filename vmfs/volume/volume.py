@@ -62,6 +62,7 @@ class Volume:
         self.locks = ground.locks
         self.namespace = Namespace(ground, self._table)
         self.read_only_reason = reason
+        self._ended_working = trio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -203,6 +204,7 @@ class Volume:
                 _log.error("housekeeping failed error=%s", error)
             await trio.sleep(timing.commit)
         _log.error("housekeeping ended failed=%s lost=%r", metadata.failed, self.lost_reason)
+        self._ended_working.set()
 
     async def _close(self, mounted: Mounted, options: VolumeOptions) -> None:
         """Give everything back. What cannot be given back is recovered by the next who needs it.
@@ -256,6 +258,12 @@ class Volume:
         if self.lost_reason:
             return LeaseLost(self.lost_reason)
         return self._ground.metadata.failed
+
+    async def until_failed(self) -> VmfsError:
+        """Wait, for ever as a rule, until `failed` says something, or a commit interval longer."""
+        await self._ended_working.wait()
+        assert self.failed is not None, "housekeeping has ended, and nothing has failed"
+        return self.failed
 
     @property
     def slot(self) -> SlotIndex | None:
