@@ -51,7 +51,9 @@ def parse_size(text: str) -> int:
         raise ValueError(
             f"{text!r} is not a size; write for example 512, 64K, 100G or 2T"
         ) from None
-    if size < 0 or size != int(size):
+    if size < 0:
+        raise ValueError(f"{text!r} is less than nothing; write for example 512, 64K, 100G or 2T")
+    if size != int(size):
         raise ValueError(f"{text!r} is not a whole number of bytes")
     return int(size)
 

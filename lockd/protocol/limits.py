@@ -61,3 +61,7 @@ HISTORY_COUNT_MAX: Final = 500
 
 AUDIT_ENTRIES_MAX: Final = 100_000
 """Audit entries kept; about 30 MB, some weeks of a quiet cluster. The oldest go first."""
+
+LOCK_BYTE: Final = 1 << 62
+"""The byte of a LUN on which the lockd that serves it holds an OFD lock: far beyond any LUN, so
+that nobody else's locks on ranges of it (qemu's) are met. Who overwrites a LUN looks for it."""

@@ -8,10 +8,8 @@ given the same file, whatever path they use.
 import fcntl
 import os
 import struct
-from typing import Final
 
-LOCK_BYTE: Final = 1 << 62
-"""Far beyond any LUN, so that nobody else's locks on ranges of it (qemu's) are met."""
+from lockd.protocol.limits import LOCK_BYTE
 
 
 class AlreadyServed(Exception):

@@ -141,6 +141,7 @@ def test_descriptor_is_shown_even_if_nothing_behind_it_can_be_found(tmp_path: Pa
         (["fd", "zebra"], 1, "not a number"),
         (["fd", "/zebra"], 1, "there is no zebra"),
         (["fd", "0xffffffffffffffff"], 1, "address"),
+        (["directory", "/three"], 1, "is of type file, no directory"),
         (["heartbeats", "2048"], 1, "0 to 2047"),
         (["journal", "64"], 1, "there are 4"),
         (["block", "7"], 1, "no address"),

@@ -246,6 +246,16 @@ def test_mounted_block_device_is_refused_even_with_force(
     assert "in use by this machine" in result.stderr
 
 
+@pytest.mark.mount
+def test_read_only_block_device_is_refused_and_said_to_be(block_device: Path) -> None:
+    tool("blockdev", "--setro", block_device)
+    arguments = ["mkfs", str(block_device), "--label", "ds1"]
+    result = CliRunner().invoke(cli, arguments, prog_name="vmfs")
+
+    assert result.exit_code == 1
+    assert f"{block_device} is read-only" in result.stderr
+
+
 @pytest.mark.slow
 def test_making_a_volume_is_quick_and_writes_little(
     tmp_path: Path, huge_files: Path, capsys: pytest.CaptureFixture[str]

@@ -327,6 +327,31 @@ def test_mount_point_of_a_dead_mount_says_so_and_umount_frees_it(ds):
     ds.check()
 
 
+def test_second_mount_on_a_directory_is_refused(ds):
+    mount = ds.mount("first")
+
+    refused = run_vmfs("mount", ds.lun, mount.path, "--lockd", ds.socket, "--host", "second")
+    mount.stop()
+
+    assert refused.returncode == 1
+    assert f"{ds.lun} is mounted there already" in refused.stderr
+    assert not is_mounted(mount.path)
+
+
+def test_mount_that_hides_files_says_so(ds, directory):
+    (directory / "hidden").write_bytes(b"")
+    command = ["mount", "--background", ds.lun, directory, "-r"]
+
+    loud = run_vmfs(*command)
+    run_vmfs("umount", directory)
+    quiet = run_vmfs(*command, "-o", "nonempty")
+    run_vmfs("umount", directory)
+
+    assert loud.returncode == quiet.returncode == 0
+    assert "is not empty; what is in it is hidden" in loud.stderr
+    assert quiet.stderr == ""
+
+
 def test_umount_of_a_dead_mount_says_when_another_host_has_recovered_it(ds):
     mount = ds.mount("found")
     mount.process.kill()

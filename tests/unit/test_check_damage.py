@@ -633,6 +633,20 @@ async def test_doubly_owned_block_names_both_owners() -> None:
         assert f"{volume.made[path].address:#x}" in found.text
 
 
+async def test_stale_locks_are_told_once_for_each_mount_that_ended() -> None:
+    volume = await build_handmade()
+    await use_slot(volume, 1, generation=5)
+    for path in ("/three", "/sparse", "/dir/one"):
+        await lock_by(volume, volume.fd_offset(path), slot=1, generation=4)
+    await lock_by(volume, volume.fd_offset("/dir"), slot=1, generation=3)
+
+    report = await check_device(volume.lun)
+
+    texts = [finding.text for finding in report.findings if finding.code == "stale-lock"]
+    assert len(texts) == 2
+    assert any("generation 4) has ended and left 3 locks" in text for text in texts)
+
+
 async def test_findings_name_path_and_place() -> None:
     volume = await build_handmade()
     await volume.rewrite("/dir/one", link_count=9)

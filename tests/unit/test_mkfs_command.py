@@ -78,6 +78,14 @@ def test_label_that_cannot_be_shown_is_refused(lun: Path, label: str) -> None:
     assert not lun.exists()
 
 
+def test_negative_size_is_called_that(lun: Path) -> None:
+    result = make(lun, "--size", "-1G")
+
+    assert result.exit_code == 2
+    assert "'-1G' is less than nothing" in result.stderr
+    assert not lun.exists()
+
+
 def test_existing_empty_file_needs_no_size(lun: Path) -> None:
     with lun.open("wb") as file:
         file.truncate(GIB)

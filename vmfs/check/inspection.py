@@ -263,8 +263,15 @@ class Inspector:
         return [section]
 
     async def directory_sections(self, address: FdAddress) -> list[Section]:
-        """The entries of a directory, as they stand."""
+        """The entries of a directory, as they stand.
+
+        Raises:
+            InvalidArgument: it is something else.
+        """
         node = await self.reader.node(address)
+        if not node.is_directory:
+            kind = node.desc.type.name.lower().replace("_", " ")
+            raise InvalidArgument(f"file descriptor {address:#x} is of type {kind}, no directory")
         content.require_within_reach(node)
         size = min(node.desc.length, _LISTED_MAX * DirEntry.SIZE)
         data = await content.read(self.reader, node, 0, size)

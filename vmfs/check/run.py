@@ -130,7 +130,7 @@ async def _check_contents(volume: OpenVolume, findings: Findings, progress: Prog
     await tree.run(progress)
     compare(reader, owners, findings, foreign_journals=_foreign_journals(slots, regions))
     _check_orphans(orphans, walk, findings)
-    slots.report_held()
+    slots.report_holders()
     return findings.report(tree.path_of)
 
 

@@ -24,6 +24,7 @@ class Slots:
     findings: Findings
     by_offset: dict[LvOffset, Heartbeat] = field(default_factory=dict)
     held: Counter[LvOffset] = field(default_factory=Counter)
+    stale: Counter[Holder] = field(default_factory=Counter)  # of those who have ended
 
     @property
     def in_use(self) -> list[Heartbeat]:
@@ -66,14 +67,20 @@ class Slots:
         elif is_holding(holder, slot):
             self.held[slot.lv_offset] += 1
         else:
-            text = f"{what}: that mount (generation {holder.generation}) has ended"
-            self.findings.add("stale-lock", text, address=address, fd=fd)
+            self.stale[holder] += 1
 
-    def report_held(self) -> None:
-        """Say once for each host how many locks it holds."""
+    def report_holders(self) -> None:
+        """Say once for each host how many locks it holds, and for each that has ended how many."""
         for offset, count in sorted(self.held.items()):
             text = f"{describe(self.by_offset[offset])} holds {count} locks"
             self.findings.add("lock-held", text, address=offset)
+        for holder, count in sorted(self.stale.items(), key=lambda item: item[0].heartbeat_offset):
+            slot = self.by_offset[holder.heartbeat_offset]
+            text = (
+                f"host {holder.owner} (slot {slot.index}, generation {holder.generation}) has "
+                f"ended and left {count} locks: who wants one takes it"
+            )
+            self.findings.add("stale-lock", text, address=slot.lv_offset)
 
 
 def is_holding(holder: Holder, slot: Heartbeat) -> bool:

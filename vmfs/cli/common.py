@@ -1,4 +1,4 @@
-"""What the commands share: the error edge, sizes as options, and running async code.
+"""What the commands share: the error edge, sizes as options, running async code, the mounts.
 
 Commands raise `VmfsError` and nothing else on purpose. `VmfsGroup` turns one into a single line on
 stderr and the exit status of its class. Usage errors are click's: exit status 2.
@@ -6,12 +6,14 @@ stderr and the exit status of its class. Usage errors are click's: exit status 2
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import NoReturn, ParamSpec, TypeVar
 
 import click
 import trio
 
 from vmfs.errors import VmfsError
+from vmfs.fuse.mountinfo import MountEntry, parse_mountinfo
 from vmfs.units import parse_size
 
 P = ParamSpec("P")
@@ -53,6 +55,11 @@ def only_vmfs_error(group: BaseExceptionGroup[BaseException]) -> VmfsError | Non
 def run(function: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run an async function to its end, in a trio loop of its own."""
     return trio.run(partial(function, *args, **kwargs))
+
+
+def mounts_here() -> list[MountEntry]:
+    """Every mount that this process can see. Touches none of them: one may hang."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
 
 
 class SizeType(click.ParamType[int]):

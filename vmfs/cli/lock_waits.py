@@ -23,13 +23,13 @@ from lockd.protocol.terms import FenceResult, HostEnd
 from vmfs.check import content
 from vmfs.check.findings import Findings
 from vmfs.check.opening import open_lun
-from vmfs.cli.common import run
+from vmfs.cli.common import mounts_here, run
 from vmfs.cli.held_locks import LockFacts, lock_of_file
 from vmfs.cli.session import name_of_lun
 from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
 from vmfs.errors import InvalidArgument, LockBusy
-from vmfs.fuse.mountinfo import MountEntry, parse_mountinfo
+from vmfs.fuse.mountinfo import MountEntry
 from vmfs.fuse.registry import read_record
 from vmfs.locks.lease import GAPS_MAX, HolderPace
 from vmfs.locks.service import BlockMap, lockd_errors
@@ -130,7 +130,7 @@ def place_of(path: str, socket: str) -> Place:
     Raises:
         InvalidArgument: it is on no vmfs mount, or that has no lockd.
     """
-    entries = parse_mountinfo(Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
+    entries = mounts_here()
     absolute = os.path.abspath(path)  # noqa: PTH100 - Path.resolve would touch the mount
     entry = mount_above(entries, absolute)
     if entry is None:

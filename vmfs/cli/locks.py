@@ -15,23 +15,24 @@ import click
 from vmfs.check.findings import Findings
 from vmfs.check.opening import OpenVolume, open_lun
 from vmfs.check.slots import describe
-from vmfs.cli.common import run
+from vmfs.cli.common import VmfsGroup, mounts_here, run
 from vmfs.cli.held_locks import HolderFacts, LockFacts, find_locks, lock_of_file
 from vmfs.cli.lock_waits import break_lock, history, why
+from vmfs.cli.served import require_unserved
 from vmfs.cli.table import table_lines
 from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
 from vmfs.errors import InvalidArgument, LockBusy
 from vmfs.files.attributes import ROOT_ADDRESS
 from vmfs.fuse.known_nodes import address_of
-from vmfs.fuse.mountinfo import MountEntry, parse_mountinfo, with_device
+from vmfs.fuse.mountinfo import MountEntry, with_device
 from vmfs.ondisk.descriptor import DESCRIPTOR_OFFSET, FsDescriptor, LockProtocol
 from vmfs.ondisk.heartbeat import HEARTBEAT_REGION, SLOT_COUNT, SLOT_SIZE, Heartbeat
 
 _PROTOCOLS: Final = {"ats": LockProtocol.ATS, "reservation": LockProtocol.RESERVATION}
 
 
-@click.group()
+@click.group(cls=VmfsGroup)
 def locks() -> None:
     """Show who holds which lock, who waits for it, and why."""
 
@@ -75,7 +76,7 @@ def who(*, path: Path, as_json: bool) -> None:
             click.echo(line)
 
 
-@click.group()
+@click.group(cls=VmfsGroup)
 def lockmode() -> None:
     """Show or change how hosts take the locks of a volume: ats or reservation."""
 
@@ -91,7 +92,8 @@ def get_mode(*, target: Path) -> None:
 @click.argument("mode", type=click.Choice(sorted(_PROTOCOLS)))
 @click.argument("lun", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def set_mode(*, mode: str, lun: Path) -> None:
-    """Change how locks are taken. No host may have the volume on LUN open."""
+    """Change how locks are taken. No host may have the volume on LUN open, no lockd serve it."""
+    require_unserved(lun)
     before = run(_set_mode, lun, _PROTOCOLS[mode])
     click.echo(f"{lun}: {mode}" + ("" if before == mode else f" (was {before})"))
 
@@ -103,7 +105,7 @@ def mount_of(path: Path) -> MountEntry:
         InvalidArgument: it is on none.
     """
     device = path.stat(follow_symlinks=False).st_dev
-    entries = parse_mountinfo(Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
+    entries = mounts_here()
     entry = with_device(entries, major=os.major(device), minor=os.minor(device))
     if entry is None or not entry.is_vmfs:
         raise InvalidArgument(f"{path} is not on a vmfs mount")

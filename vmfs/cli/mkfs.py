@@ -1,6 +1,7 @@
 """`vmfs mkfs`: make a datastore on an image file or a block device."""
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -8,11 +9,13 @@ import subprocess
 import time
 from pathlib import Path
 from shlex import quote
+from struct import Struct
 from typing import Final
 
 import click
 
 from vmfs.cli.common import SizeType, run
+from vmfs.cli.served import require_unserved
 from vmfs.device.image import ImageDevice
 from vmfs.errors import DeviceError, InvalidArgument, WouldOverwrite
 from vmfs.ids import VmfsUuid
@@ -31,6 +34,10 @@ from vmfs.ondisk.partition import TableKind
 from vmfs.units import SECTOR_SIZE, align_down, format_size
 
 _BLKID_SECONDS_MAX: Final = 30
+_BLKROGET: Final = 0x125E
+"""ioctl(2) on a block device: whether it is read-only, as an int (linux/fs.h)."""
+
+_INT: Final = Struct("i")
 _PROTOCOLS: Final = {"ats": LockProtocol.ATS, "reservation": LockProtocol.RESERVATION}
 
 
@@ -93,7 +100,8 @@ def mkfs(  # noqa: PLR0913 - one parameter for each option
 
     A file that does not exist is created, sparse, with --size (1 GiB to 64 TiB). A LUN that holds
     a filesystem, a partition table, or anything but zeroes in its first 2 MiB is only overwritten
-    with --force; so is a datastore that a host has open.
+    with --force; so is a datastore that a host has open. A LUN that lockd serves is never
+    overwritten: stop lockd first.
     """
     if not label or not label.isprintable():
         raise InvalidArgument(f"the label {label!r} is empty, or cannot be printed")
@@ -114,8 +122,10 @@ def mkfs(  # noqa: PLR0913 - one parameter for each option
     )
     plan = plan_volume(request)
     created = not lun.exists()
-    if not created and not force:
-        run(_refuse_to_overwrite, lun)
+    if not created:
+        require_unserved(lun)
+        if not force:
+            run(_refuse_to_overwrite, lun)
     try:
         _set_size(lun, lun_size)
         run(_make, lun, plan)
@@ -226,8 +236,13 @@ def _block_device_size(lun: Path, size: int | None) -> int:
         raise DeviceError(f"cannot open {lun}: {error.strerror}") from error
     try:
         found = os.lseek(fd, 0, os.SEEK_END)
+        (read_only,) = _INT.unpack(fcntl.ioctl(fd, _BLKROGET, bytes(_INT.size)))
     finally:
         os.close(fd)
+    if read_only:
+        raise InvalidArgument(
+            f"{lun} is read-only (blockdev --setrw changes that, where the device allows it)"
+        )
     if size is not None and size != found:
         raise InvalidArgument(f"{lun} is a block device of {format_size(found)}: leave --size out")
     return align_down(found, SECTOR_SIZE)

@@ -20,9 +20,10 @@ import trio
 
 from lockd.client import ErrorCode, LockdRefused
 from vmfs.cli.background import Announce, go_to_background, log_to_background, log_to_foreground
-from vmfs.cli.common import run
+from vmfs.cli.common import mounts_here, run
 from vmfs.cli.session import name_of_lun, this_host
 from vmfs.errors import InvalidArgument, LockServiceError, VmfsError
+from vmfs.fuse.mountinfo import mounted_at
 from vmfs.fuse.options import MountOptions, parse_options
 from vmfs.fuse.registry import MountRecord, record_path, start_ticks, write_record
 from vmfs.fuse.serve import MountPlan, check_mount_point, serve
@@ -76,6 +77,7 @@ def mount(  # noqa: PLR0913 - one parameter for each option
             read_only=read_only or given.read_only,
         ),
     )
+    _look_at(request)
     announce: Announce = partial(print, flush=True)
     if background:
         announce = go_to_background()
@@ -105,6 +107,27 @@ def mount_helper_arguments(words: Sequence[str], *, commands: Sequence[str]) -> 
     lun, directory, *rest = words
     kept = [word for word in rest if word not in ("-s", "-v", "-n")]
     return ["mount", "--background", *kept, "--", lun, directory]
+
+
+def _look_at(request: MountRequest) -> None:
+    """What the mount would cover: one of ours is refused, files are worth a word.
+
+    Raises:
+        InvalidArgument: a vmfs volume is mounted there already.
+    """
+    directory = request.directory
+    entry = mounted_at(mounts_here(), str(directory))
+    if entry is not None and entry.is_vmfs:
+        raise InvalidArgument(
+            f"cannot mount on {directory}: {entry.source} is mounted there already "
+            "(vmfs umount takes it away)"
+        )
+    if not request.options.nonempty and any(directory.iterdir()):
+        click.echo(
+            f"note: {directory} is not empty; what is in it is hidden by the mount "
+            "(-o nonempty says nothing)",
+            err=True,
+        )
 
 
 async def _mount(request: MountRequest, announce: Announce) -> None:

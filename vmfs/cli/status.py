@@ -8,11 +8,10 @@ import click
 
 from vmfs.check.findings import Findings
 from vmfs.check.opening import open_lun
-from vmfs.cli.common import run
+from vmfs.cli.common import mounts_here, run
 from vmfs.cli.locks import lun_of
 from vmfs.cli.table import table_lines
 from vmfs.device.image import ImageDevice
-from vmfs.fuse.mountinfo import parse_mountinfo
 from vmfs.fuse.registry import MountRecord, is_served, read_record, runtime_directory
 from vmfs.ondisk.heartbeat import Heartbeat
 
@@ -65,8 +64,7 @@ def status(*, target: Path | None, as_json: bool) -> None:
 def mount_statuses() -> list[MountStatus]:
     """Every vmfs mount that this process can see. Touches none of them: one may hang."""
     found = []
-    text = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
-    for entry in parse_mountinfo(text):
+    for entry in mounts_here():
         if not entry.is_vmfs:
             continue
         record = read_record(entry)

@@ -8,11 +8,11 @@ from typing import Final
 
 import click
 
-from vmfs.cli.common import run
+from vmfs.cli.common import mounts_here, run
 from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
 from vmfs.errors import DeviceError, InvalidArgument, VmfsError
-from vmfs.fuse.mountinfo import MountEntry, mounted_at, parse_mountinfo
+from vmfs.fuse.mountinfo import MountEntry, mounted_at
 from vmfs.fuse.registry import MountRecord, is_served, read_record, record_path
 from vmfs.locks.heartbeat import read_slots
 
@@ -63,7 +63,7 @@ def _mount_on(directory: Path) -> MountEntry:
     """
     parent = directory.absolute().parent
     wanted = str(parent.resolve() / directory.name) if directory.name else "/"
-    entries = parse_mountinfo(Path("/proc/self/mountinfo").read_text("utf-8", "replace"))
+    entries = mounts_here()
     entry = mounted_at(entries, wanted)
     if entry is None and directory.is_symlink():
         entry = mounted_at(entries, str(directory.resolve()))

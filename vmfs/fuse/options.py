@@ -57,6 +57,7 @@ class MountOptions:
     fast: bool = True  # poll before waiting (vmfs.fuse.fast_wait)
     log: str | None = None  # file for the log; None: stderr, or syslog in the background
     profile: str = "production"  # pace of the heartbeat: production or test
+    nonempty: bool = False  # say nothing when the mount hides what is in the directory
     kernel_flags: tuple[str, ...] = ()
 
 
@@ -174,4 +175,5 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "allow_root": {"allow_other": True},
     "fast": {"fast": True},
     "nofast": {"fast": False},
+    "nonempty": {"nonempty": True},
 }

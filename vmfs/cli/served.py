@@ -1,0 +1,58 @@
+"""Whether a lockd of this machine serves a LUN, seen from its lock on the file (nobody is asked).
+
+A lockd that serves a LUN knows its hosts, and hosts write to it as soon as they mount: what stands
+on it must not be exchanged underneath. Not seen: a lockd on another machine, or one that was given
+the same block device by a node of another name (`lockd.server.exclusive`).
+"""
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from lockd.protocol.limits import LOCK_BYTE
+from vmfs.errors import DeviceError, LockBusy
+
+_FLOCK = struct.Struct("hhqqi4x")
+"""struct flock of Linux: l_type, l_whence, l_start, l_len, l_pid."""
+
+
+def require_unserved(lun: Path) -> None:
+    """Refuse to touch a LUN that lockd serves.
+
+    Raises:
+        LockBusy: it is served; says by which process.
+        DeviceError: the LUN cannot be opened.
+    """
+    try:
+        fd = os.open(lun, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DeviceError(f"cannot open {lun}: {error.strerror}") from error
+    try:
+        wanted = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, LOCK_BYTE, 1, 0)
+        kind, *_ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))
+        if kind == fcntl.F_UNLCK:
+            return
+        pid = _holder(os.fstat(fd).st_ino)
+    finally:
+        os.close(fd)
+    holder = f"lockd (pid {pid})" if pid else "a lockd"
+    raise LockBusy(
+        f"{lun} is served by {holder}: unmount it everywhere and stop lockd", holder=holder
+    )
+
+
+def _holder(inode: int) -> int:
+    """The process that has it; 0 when it cannot be seen (the kernel names none for such a lock)."""
+    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+        try:
+            lines = info.read_text("utf-8", "replace").splitlines()
+        except OSError:
+            continue  # it has ended, or is another user's
+        for line in lines:
+            words = line.split()
+            if words[:1] == ["lock:"] and words[2:3] == ["OFDLCK"]:
+                place, start = words[6], words[7]
+                if place.endswith(f":{inode}") and start == str(LOCK_BYTE):
+                    return int(info.parts[2])
+    return 0
