@@ -1,11 +1,18 @@
 """The LUN as lockd uses it: one block at a time, compared and written in one step.
 
-The I/O is buffered, so that it is coherent with what the hosts of this kernel read and write
-through the same page cache. It is done inline, in lockd's one task: that alone makes
-compare-and-write one step against every other verb.
+An image file is read and written through the page cache, as its hosts do. A block device is not
+(O_DIRECT), because its hosts go past the page cache too: a cached page has more than one block in
+it, and writing it back would undo what a host wrote to the neighbours of a lock record meanwhile.
+
+The I/O is done inline, in lockd's one task: that alone makes compare-and-write one step against
+every other verb.
 """
 
+import fcntl
+import mmap
 import os
+import stat
+import struct
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +21,8 @@ from lockd.protocol.messages import Good, Miscompare
 from lockd.server import exclusive
 
 _GOOD = Good()
+
+_BLKSSZGET = 0x1268  # linux/fs.h: size of a device's sectors
 
 
 class LunError(Exception):
@@ -29,23 +38,30 @@ class LunFile:
         self.name = name
         self.path = path
         self.size = size
+        self._block = memoryview(mmap.mmap(-1, BLOCK_SIZE))  # aligned, as O_DIRECT wants it
 
     @classmethod
     def open(cls, name: str, path: Path) -> Self:
         """Open and lock.
 
         Raises:
-            LunError: it is not there, cannot be written, or holds no block.
+            LunError: it is not there, cannot be written, holds no block, or has larger ones.
             AlreadyServed: another lockd serves it.
         """
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            direct = os.O_DIRECT if stat.S_ISBLK(path.stat().st_mode) else 0
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | direct)
         except OSError as error:
             raise LunError(f"LUN {name}: cannot open {path}: {error.strerror}") from error
         try:
             size = os.lseek(fd, 0, os.SEEK_END)
             if size < BLOCK_SIZE:
                 raise LunError(f"LUN {name}: {path} has {size} bytes, less than one block")
+            if direct and (sector_size := _sector_size(fd)) != BLOCK_SIZE:
+                raise LunError(
+                    f"LUN {name}: {path} has sectors of {sector_size} bytes; "
+                    f"a lock record is one of {BLOCK_SIZE}"
+                )
             exclusive.hold(fd, f"LUN {name} ({path})")
         except BaseException:
             os.close(fd)
@@ -60,12 +76,14 @@ class LunFile:
         """
         offset = lba * BLOCK_SIZE
         try:
-            current = os.pread(self._fd, BLOCK_SIZE, offset)
+            got = os.preadv(self._fd, [self._block], offset)
+            current = bytes(self._block[:got])
             if current != expected:
                 if len(current) != BLOCK_SIZE:
                     return f"{self.path}: block {lba} is not there any more"
                 return Miscompare(offset=first_difference(current, expected), current=current)
-            written = os.pwrite(self._fd, new, offset)
+            self._block[:] = new
+            written = os.pwritev(self._fd, [self._block], offset)
         except OSError as error:
             return f"{self.path}: block {lba}: {error.strerror}"
         return _GOOD if written == BLOCK_SIZE else f"{self.path}: block {lba}: short write"
@@ -81,6 +99,12 @@ class LunFile:
     def close(self) -> None:
         """Release it."""
         os.close(self._fd)
+
+
+def _sector_size(fd: int) -> int:
+    """The smallest unit of I/O of a block device, in bytes."""
+    (size,) = struct.unpack("<i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
+    return int(size)
 
 
 def first_difference(one: bytes, other: bytes) -> int:

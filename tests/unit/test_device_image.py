@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from vmfs.device import image, linux
+from vmfs.device import linux, lun
 from vmfs.device.image import ImageDevice
 from vmfs.errors import DeviceError
 from vmfs.units import KIB, MIB
@@ -244,7 +244,7 @@ async def test_large_ranges_go_down_in_bounded_steps(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[tuple[int, int]] = []
-    monkeypatch.setattr(image, "OFFLOAD_CHUNK", 3 * MIB)
+    monkeypatch.setattr(lun, "OFFLOAD_CHUNK", 3 * MIB)
     monkeypatch.setattr(
         linux, "fallocate", lambda _fd, _mode, offset, length: steps.append((offset, length))
     )

@@ -1,303 +1,117 @@
-"""A LUN as an image file or a block device of this machine.
+"""A LUN through the page cache of this kernel: an image file, or a block device used by one kernel.
 
-Reads and writes run inline: they complete without a checkpoint and without a thread (a thread hop
-costs more than the I/O, `performance.md` section 4). `flush`, and the bulk verbs on large ranges,
-go to a thread, so that a slow disk never holds up a heartbeat.
+Hosts that share it must run on one kernel: they share its page cache. A LUN that another kernel
+writes too needs `vmfs.device.direct`.
 
-Without `direct`, hosts that share the LUN must run on one kernel: they share its page cache. A LUN
-that another kernel writes too needs ``direct=True`` (O_DIRECT).
+What the page cache has is read inline: without a checkpoint, and without a thread (a hop costs more
+than the I/O, docs/decisions/009). What it has not is read in a thread, so that a slow disk holds up
+neither a heartbeat nor other requests. A filesystem that cannot say what it has (tmpfs, which has
+everything) is read inline. Writes are inline: they go to memory, until the kernel slows down who
+writes faster than the disk, by 0.2 s per call at most (`balance_dirty_pages`).
 """
 
 import errno
 import os
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Final, Self
 
 import trio
 
 from vmfs.device import linux
 from vmfs.device.base import Buffer, assert_range
-from vmfs.errors import DeviceError, Unsupported
-from vmfs.units import GIB, MIB, SECTOR_SIZE
-
-T = TypeVar("T")
-
-ZEROES_WRITTEN_MAX: Final = 32 * 1024
-"""Up to this many bytes zeroes are simply written: cheaper than a change of the file's extents."""
+from vmfs.device.buffers import AlignedBuffer
+from vmfs.device.lun import LunDevice, open_lun, reason_of
+from vmfs.units import MIB
 
 INLINE_BYTES_MAX: Final = MIB
 """Bulk verbs on more than this go to a thread: freeing many extents takes long in the kernel."""
 
-OFFLOAD_CHUNK: Final = GIB
-"""Bytes per call of a bulk verb that the layer below does: a bound for one uninterruptible wait."""
 
-FALLBACK_CHUNK: Final = MIB
-"""Bytes per step where the bytes must go through this process; other tasks run in between."""
+class ImageDevice(LunDevice):
+    """A regular file or block device, with the page cache between."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceStatistics:
-    """What a device has done since it was opened, in bytes where it does not say otherwise.
-
-    *offloaded* was done by the layer below; the counterpart went through this process.
-    """
-
-    read_count: int = 0
-    read_size: int = 0
-    write_count: int = 0
-    write_size: int = 0
-    flush_count: int = 0
-    zeroes_offloaded_size: int = 0
-    zeroes_written_size: int = 0
-    unmap_offloaded_size: int = 0
-    unmap_zeroed_size: int = 0
-    copy_offloaded_size: int = 0
-    copy_through_size: int = 0
-
-
-class ImageDevice:
-    """A regular file or block device. See `vmfs.device.base` for what the verbs promise."""
-
-    def __init__(self, fd: int, path: Path, *, size: int, direct: bool) -> None:
+    def __init__(self, fd: int, path: Path, *, size: int) -> None:
         """Own `fd` from here on; use `open`."""
-        self._fd = fd
-        self._path = path
-        self._size = size
-        self._channel = linux.DirectChannel(fd) if direct else linux.BufferedChannel(fd)
-        self._counts: Counter[str] = Counter()
-        self._unable: set[str] = set()
-        self._flush_turn = trio.Lock()
-        self._flushes_begun = 0
-        self._flushes_ended = 0  # number of the last one that has ended well
-        self._flush_error: str | None = None
+        super().__init__(fd, path, size=size, offload_inline_max=INLINE_BYTES_MAX)
+        self._tells_misses = True  # until the filesystem says that it cannot
+        self._scratch = AlignedBuffer(MIB)
 
     @classmethod
-    def open(cls, path: str | Path, *, writable: bool, direct: bool = False) -> Self:
+    def open(cls, path: str | Path, *, writable: bool) -> Self:
         """Open `path`; the caller closes it with `aclose`.
-
-        The descriptor is not inherited by children (a child that outlives this process could
-        still write, and then an exit would prove nothing).
 
         Raises:
             DeviceError: it cannot be opened, or is neither a regular file nor a block device.
-            Unsupported: `direct`, and its sectors are larger than the 512 bytes of a lock record.
+            Unsupported: it is to be written, and its sectors are larger than a lock record.
         """
         path = Path(path)
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
-        try:
-            fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
-        except OSError as error:
-            raise DeviceError(f"cannot open {path}: {_reason(error)}") from error
-        try:
-            size = linux.size_of(fd)
-            sector_size = linux.logical_sector_size(fd)
-            if direct and sector_size != SECTOR_SIZE:
-                raise Unsupported(
-                    f"{path} has sectors of {sector_size} bytes; VMFS-5 lock records are "
-                    f"{SECTOR_SIZE} bytes and must be written one by one"
-                )
-            return cls(fd, path, size=size, direct=direct)
-        except OSError as error:
-            os.close(fd)
-            raise DeviceError(f"cannot open {path}: {_reason(error)}") from error
-        except BaseException:
-            os.close(fd)
-            raise
-
-    @property
-    def size(self) -> int:
-        """Bytes, in whole sectors, as they were when it was opened."""
-        return self._size
-
-    @property
-    def name(self) -> str:
-        """The path it was opened by."""
-        return str(self._path)
+        fd = open_lun(path, writable=writable, direct=False)
+        return cls(fd, path, size=linux.size_of(fd))
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Read exactly `length` bytes at `offset`, inline.
+        """Read exactly `length` bytes at `offset`: inline what is in the page cache.
 
         Raises:
             DeviceError: the medium answered with an error, or the file was cut short under us.
         """
-        assert_range(self._size, offset, length)
+        view = self.read_now(offset, length)
+        if view is not None:
+            return bytes(view)
         try:
-            data = self._channel.pread(offset, length)
+            data = await trio.to_thread.run_sync(linux.pread, self._fd, offset, length)
         except OSError as error:
-            raise self._error("read", offset, length, _reason(error)) from error
+            raise self._error("read", offset, length, reason_of(error)) from error
         if len(data) != length:
             raise self._error("read", offset, length, f"ends after {len(data)} bytes")
-        self._counts["read_count"] += 1
-        self._counts["read_size"] += length
+        self._count_read(length)
         return data
 
-    async def write(self, offset: int, data: Buffer) -> None:
-        """Write `data` at `offset`, inline; durable after the next `flush`.
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Read exactly `length` bytes at `offset` if the page cache has them, else None.
+
+        Returns:
+            Memory that is good until the next call: of somebody who does not await in between.
+
+        Raises:
+            DeviceError: the medium answered with an error.
+        """
+        assert_range(self._size, offset, length)
+        view = self._scratch.view[:length] if length <= MIB else memoryview(bytearray(length))
+        flags = os.RWF_NOWAIT if self._tells_misses else 0
+        try:
+            got = os.preadv(self._fd, [view], offset, flags)
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return None
+            if error.errno == errno.EOPNOTSUPP and self._tells_misses:
+                self._tells_misses = False
+                return self.read_now(offset, length)
+            raise self._error("read", offset, length, reason_of(error)) from error
+        if got != length:
+            return None  # some of it is missing, here or altogether: `read` finds out
+        self._count_read(length)
+        return view
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Write `data` at `offset`, inline: it always goes to memory first.
 
         Raises:
             DeviceError: the medium answered with an error; some of the sectors may be written.
         """
         view = memoryview(data).cast("B")
         assert_range(self._size, offset, len(view))
-        self._pwrite("write", offset, view)
-        self._counts["write_count"] += 1
-        self._counts["write_size"] += len(view)
-
-    async def flush(self) -> None:
-        """Make every completed write durable (fdatasync in a thread).
-
-        Callers that come while one is under way share the next.
-
-        Raises:
-            DeviceError: it failed, now or ever before: the kernel reports a lost page only once,
-                so that a later flush that succeeds would be a lie.
-        """
-        wanted = self._flushes_begun + 1
-        async with self._flush_turn:
-            if self._flushes_ended < wanted and self._flush_error is None:
-                await self._flush_now()
-        if self._flush_error is not None:
-            raise self._error("flush", 0, self._size, self._flush_error)
-
-    async def _flush_now(self) -> None:
-        self._flushes_begun += 1
-        try:
-            await trio.to_thread.run_sync(os.fdatasync, self._fd)
-        except OSError as error:
-            self._flush_error = _reason(error)
-        else:
-            self._flushes_ended = self._flushes_begun
-            self._counts["flush_count"] += 1
-
-    async def write_zeroes(self, offset: int, length: int) -> None:
-        """Make the range read as zero: fallocate(ZERO_RANGE, else PUNCH_HOLE), else written.
-
-        Raises:
-            DeviceError: the medium answered with an error.
-        """
-        assert_range(self._size, offset, length)
-        if length > ZEROES_WRITTEN_MAX:
-            for mode in (linux.FALLOC_ZERO_RANGE, linux.FALLOC_PUNCH_HOLE):
-                if await self._fallocate("write_zeroes", mode, offset, length):
-                    self._counts["zeroes_offloaded_size"] += length
-                    return
-        await self._write_zeroes_through("write_zeroes", offset, length)
-        self._counts["zeroes_written_size"] += length
-
-    async def unmap(self, offset: int, length: int) -> None:
-        """Give the range back: fallocate(PUNCH_HOLE), else `write_zeroes`.
-
-        Raises:
-            DeviceError: the medium answered with an error.
-        """
-        assert_range(self._size, offset, length)
-        if await self._fallocate("unmap", linux.FALLOC_PUNCH_HOLE, offset, length):
-            self._counts["unmap_offloaded_size"] += length
-            return
-        await self._write_zeroes_through("unmap", offset, length)
-        self._counts["unmap_zeroed_size"] += length
-
-    async def copy(self, source: int, target: int, length: int) -> None:
-        """Copy inside the device: copy_file_range, else through this process.
-
-        Raises:
-            DeviceError: the medium answered with an error; part of the target may be written.
-        """
-        assert_range(self._size, source, length)
-        assert_range(self._size, target, length)
-        assert abs(source - target) >= length, "copy: the ranges overlap"
-        done = await self._copy_offloaded(source, target, length)
-        self._counts["copy_offloaded_size"] += done
-        while done < length:
-            count = min(FALLBACK_CHUNK, length - done)
-            data = await self.read(source + done, count)
-            self._pwrite("copy", target + done, memoryview(data))
-            self._counts["copy_through_size"] += count
-            done += count
-            await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        """Close the descriptor. Does not flush."""
-        if self._fd < 0:
-            return
-        if isinstance(self._channel, linux.DirectChannel):
-            self._channel.close()
-        os.close(self._fd)
-        self._fd = -1
-
-    def statistics(self) -> DeviceStatistics:
-        """What has been done so far, and by whom."""
-        return DeviceStatistics(**self._counts)
-
-    def _pwrite(self, verb: str, offset: int, view: memoryview) -> None:
-        try:
-            self._channel.pwrite(offset, view)
-        except OSError as error:
-            raise self._error(verb, offset, len(view), _reason(error)) from error
-
-    async def _write_zeroes_through(self, verb: str, offset: int, length: int) -> None:
-        zeroes = memoryview(bytes(min(length, FALLBACK_CHUNK)))
-        for start in range(offset, offset + length, FALLBACK_CHUNK):
-            count = min(FALLBACK_CHUNK, offset + length - start)
-            self._pwrite(verb, start, zeroes[:count])
-            if length > FALLBACK_CHUNK:
-                await trio.lowlevel.checkpoint()
-
-    async def _fallocate(self, verb: str, mode: int, offset: int, length: int) -> bool:
-        """Whether the layer below did it. Asked again only until it first says that it cannot."""
-        method = f"fallocate {mode:#x}"
-        if method in self._unable or offset % SECTOR_SIZE or length % SECTOR_SIZE:
-            return False
-        try:
-            for start in range(offset, offset + length, OFFLOAD_CHUNK):
-                count = min(OFFLOAD_CHUNK, offset + length - start)
-                await self._offload(count, self._fallocate_now, mode, start, count)
-        except OSError as error:
-            if error.errno not in linux.UNSUPPORTED:
-                raise self._error(verb, offset, length, _reason(error)) from error
-            self._unable.add(method)
-            return False
+        self._pwrite_now("write", offset, view)
+        self._count_write(len(view))
         return True
 
-    def _fallocate_now(self, mode: int, offset: int, length: int) -> None:
-        linux.fallocate(self._fd, mode | linux.FALLOC_KEEP_SIZE, offset, length)
+    async def _pwrite(self, verb: str, offset: int, view: memoryview) -> None:
+        self._pwrite_now(verb, offset, view)
 
-    async def _copy_offloaded(self, source: int, target: int, length: int) -> int:
-        """How many bytes, from the front, the layer below has copied."""
-        done = 0
-        while done < length and "copy_file_range" not in self._unable:
-            count = min(OFFLOAD_CHUNK, length - done)
-            try:
-                copied = await self._offload(
-                    count, self._copy_now, source + done, target + done, count
-                )
-            except OSError as error:
-                if error.errno not in linux.UNSUPPORTED:
-                    raise self._error("copy", target, length, _reason(error)) from error
-                self._unable.add("copy_file_range")
-                break
-            if copied == 0:
-                break
-            done += copied
-        return done
+    def _pwrite_now(self, verb: str, offset: int, view: memoryview) -> None:
+        try:
+            linux.pwrite(self._fd, offset, view)
+        except OSError as error:
+            raise self._error(verb, offset, len(view), reason_of(error)) from error
 
-    def _copy_now(self, source: int, target: int, length: int) -> int:
-        return os.copy_file_range(self._fd, self._fd, length, source, target)
-
-    async def _offload(self, length: int, call: Callable[..., T], *arguments: int) -> T:
-        if length <= INLINE_BYTES_MAX:
-            return call(*arguments)
-        return await trio.to_thread.run_sync(call, *arguments)
-
-    def _error(self, verb: str, offset: int, length: int, reason: str) -> DeviceError:
-        return DeviceError(
-            f"{verb} of {length:#x} bytes at {offset:#x} of {self._path} failed: {reason}"
-        )
-
-
-def _reason(error: OSError) -> str:
-    name = errno.errorcode.get(error.errno or 0, "?")
-    return f"{error.strerror} ({name})"
+    async def _fdatasync(self) -> None:
+        await trio.to_thread.run_sync(os.fdatasync, self._fd)

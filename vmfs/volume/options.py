@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vmfs.device.opening import IoMode
 from vmfs.locks.base import Clock
 from vmfs.volume.timing import PRODUCTION, Timing
 
@@ -19,7 +20,7 @@ class VolumeOptions:
 
     read_only: bool = False
     write_beside_others: bool = False  # although another implementation has the volume open
-    direct_io: bool = False  # bypass this kernel's page cache: for a LUN that other kernels see
+    io: IoMode = IoMode.AUTO  # through this kernel's page cache, or past it
     timing: Timing = PRODUCTION
     clock: Clock = boot_clock  # seconds since boot: for heartbeats
     wall_clock: Callable[[], float] = time.time  # seconds since 1970: for mtime and ctime only

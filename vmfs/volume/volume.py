@@ -25,8 +25,8 @@ from typing import Self
 import trio
 
 from vmfs.device.base import Device
-from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
+from vmfs.device.opening import open_lun_device
 from vmfs.device.window import Window
 from vmfs.errors import LeaseLost, LockServiceError, VmfsError
 from vmfs.files.ground import Ground, NoOrphans, UnwrittenMetadata
@@ -94,7 +94,7 @@ class Volume:
             device = lun if not isinstance(lun, str | Path) else None
             if device is None:
                 assert isinstance(lun, str | Path)
-                device = ImageDevice.open(lun, writable=writable, direct=options.direct_io)
+                device = open_lun_device(lun, writable=writable, mode=options.io)
                 stack.push_async_callback(device.aclose)
             lv = await find_lv(device)
             descriptor = await read_descriptor(lv)

@@ -1,0 +1,136 @@
+"""Waiting for Linux AIO without a thread: requests of one file, and who is told that they ended.
+
+There is no task in the background. Of those who wait, one (the *leader*) waits for the eventfd; it
+collects whatever has completed, wakes whose it is, and hands the lead on when its own is done. So
+a lone request costs one wake-up, and a queue has no life of its own that somebody must end.
+
+A request that was started is waited for, whatever is cancelled meanwhile: the kernel still reads or
+writes its memory. So whoever counts I/O around it (the permit) counts it until it has ended.
+"""
+
+import errno
+import os
+from collections import deque
+from typing import Final
+
+import trio
+
+from vmfs.device.linux_aio import AioContext, Opcode
+
+DEPTH: Final = 64
+"""Requests in flight per device; what more there are wait here, in their order."""
+
+RETRY_SECONDS: Final = 0.001
+"""Until the next try when the layer below has no room and nothing of ours is in flight."""
+
+
+class AioQueue:
+    """Requests to one file descriptor, which is not owned."""
+
+    def __init__(self, fd: int, *, depth: int = DEPTH) -> None:
+        """Make room for `depth` requests.
+
+        Raises:
+            OSError: the machine has no room for them, or no AIO.
+            Unsupported: a kind of machine that we do not know.
+        """
+        self._fd = fd
+        self._context = AioContext(depth)
+        self._free = deque(range(depth))
+        self._results: list[int | None] = [None] * depth
+        self._sleepers: dict[int, trio.lowlevel.Task] = {}  # by slot: who waits for what
+        self._room = trio.lowlevel.ParkingLot()
+        self._is_led = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the kernel has."""
+        return len(self._results) - len(self._free)
+
+    @trio.lowlevel.enable_ki_protection
+    async def transfer(
+        self, opcode: Opcode, *, address: int = 0, length: int = 0, offset: int = 0
+    ) -> int:
+        """Do one request. The memory must stay until this returns, which no cancellation hastens.
+
+        Returns:
+            Bytes moved; they may be fewer than `length`.
+
+        Raises:
+            OSError: the request failed.
+            trio.Cancelled: it was not started.
+        """
+        slot = await self._start(opcode, address, length, offset)
+        try:
+            result = await self._result(slot)
+        finally:
+            self._free.append(slot)
+            self._room.unpark()
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
+
+    def close(self) -> None:
+        """Give the context back; nothing may be in flight."""
+        assert not self.in_flight, "closed with requests in flight"
+        self._context.close()
+
+    async def _start(self, opcode: Opcode, address: int, length: int, offset: int) -> int:
+        """Submit, as soon as there is room; the slot it is in."""
+        while True:
+            while not self._free:
+                await self._room.park()
+            slot = self._free.popleft()
+            self._results[slot] = None
+            try:
+                self._context.submit(
+                    slot, opcode, self._fd, address=address, length=length, offset=offset
+                )
+            except OSError as error:
+                self._free.append(slot)
+                if error.errno != errno.EAGAIN:
+                    self._room.unpark()
+                    raise
+            else:
+                return slot
+            await self._wait_for_room_below()
+
+    async def _wait_for_room_below(self) -> None:
+        """The layer below is full: until one of ours has ended, or for a moment."""
+        try:
+            if self.in_flight:
+                await self._room.park()
+            else:
+                await trio.sleep(RETRY_SECONDS)
+        except trio.Cancelled:
+            self._room.unpark()  # the turn that was ours is the next one's
+            raise
+
+    async def _result(self, slot: int) -> int:
+        """Wait until the request in `slot` has ended. Never raises, cannot be cancelled."""
+        while (result := self._results[slot]) is None:
+            if self._is_led:
+                self._sleepers[slot] = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(_not_aborted)
+            else:
+                await self._lead()
+        if not self._is_led and self._sleepers:
+            _, successor = self._sleepers.popitem()
+            trio.lowlevel.reschedule(successor)
+        return result
+
+    async def _lead(self) -> None:
+        """Wait for completions, and tell those whose they are."""
+        self._is_led = True
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.wait_readable(self._context.event_fd)
+        self._is_led = False
+        for slot, result in self._context.completed():
+            self._results[slot] = result
+            sleeper = self._sleepers.pop(slot, None)
+            if sleeper is not None:
+                trio.lowlevel.reschedule(sleeper)
+
+
+def _not_aborted(_raise_cancel: object) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
