@@ -28,9 +28,11 @@ from tests.support.lockservice import LUN, DeviceBlocks
 from tests.support.model import ROOT, Model, Sparse
 from tests.support.powercut import RecordingDevice, Snapshot
 from tests.support.volumes import VolumeLab, creation
+from vmfs.device.locate import find_lv
 from vmfs.device.memory import MemoryDevice
 from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges, Attributes, RenameFlag
 from vmfs.ids import FdAddress
+from vmfs.locks.heartbeat import read_slots
 from vmfs.ondisk.file_desc import FileType
 from vmfs.ondisk.layout import Limits
 from vmfs.units import MIB, SECTOR_SIZE
@@ -40,6 +42,9 @@ Step = tuple[Any, ...]
 
 READ_SIZE_MAX = 16 * MIB
 """Files above this only take up space: their contents are not compared."""
+
+SLOTS_LOOKED_AT = 16
+"""Heartbeat slots that the hosts of these tests use, and more."""
 
 SETUP: tuple[Step, ...] = (
     ("mkdir", b"A"),
@@ -69,9 +74,15 @@ class RecordedBlocks(DeviceBlocks):
 
 @asynccontextmanager
 async def recorded_lab(device: RecordingDevice) -> AsyncIterator[VolumeLab]:
-    """A lockd that knows nothing yet, as after a power cut, and room for hosts."""
+    """A lockd that knows nothing yet, as after a power cut, and room for hosts.
+
+    No start of a host has the nonce of an earlier one that is still on the LUN: a mount would take
+    that slot for its own.
+    """
+    slots = await read_slots(await find_lv(device), SLOTS_LOOKED_AT)
+    nonces = max((slot.host.nonce for slot in slots if slot.host is not None), default=0)
     async with memory_lockd(blocks={LUN: RecordedBlocks(device)}, timing=None) as lockd:
-        yield VolumeLab(cast(MemoryDevice, device), lockd)
+        yield VolumeLab(cast(MemoryDevice, device), lockd, nonces=nonces)
 
 
 async def empty_lun(limits: Limits = TINY_LIMITS) -> RecordingDevice:

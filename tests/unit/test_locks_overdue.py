@@ -7,6 +7,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from lockd.protocol.messages import AskAnswer
+from lockd.protocol.terms import AnswerKind, AskKind
 from tests.support.lockservice import LEASES, Cluster, LockHost, cluster
 from vmfs.errors import LockBusy
 from vmfs.locks.order import LockId
@@ -110,6 +112,48 @@ async def test_holder_that_cannot_be_killed_keeps_its_lock(autojump_clock: MockC
 
         assert b.recovered == []
         assert (await lab.record(lab.lock(0))).exclusive_holder == a.slot.holder
+
+
+async def test_holder_that_lockd_has_forgotten_and_that_comes_back_is_not_fenced(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster() as lab:
+        a, b = await beating(lab, "a", "b")
+        await visit(a, lab.lock(0))
+        ask, asked = b.client.ask, 0
+
+        async def before_it_is_back(
+            lba: int, what: AskKind, holder: bytes, *, label: str
+        ) -> AskAnswer:
+            nonlocal asked
+            asked += 1
+            if asked > 2:
+                return await ask(lba, what, holder, label=label)
+            return AskAnswer(kind=AnswerKind.UNREACHABLE, payload=b"", who="", proof="never seen")
+
+        monkeypatch.setattr(b.client, "ask", before_it_is_back)
+
+        await visit(b, lab.lock(0))
+
+        assert lab.lockd.sessions.killed == []
+        assert a.revoked == [(lab.lock(0), LockMode.FREE)]
+
+
+async def test_holder_that_lockd_has_forgotten_is_fenced_after_its_lease(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster() as lab:
+        a, b = await beating(lab, "a", "b")
+        await visit(a, lab.lock(0))
+        a.kill()
+        await a.ended.wait()
+        del lab.lockd.state.hosts["ds1", a.slot.holder.owner.raw]
+        before = trio.current_time()
+
+        await visit(b, lab.lock(0))
+
+        assert LEASES.lease <= trio.current_time() - before <= LEASES.lease + 2 * LEASES.interval
+        assert b.recovered == [a.slot.index]
 
 
 async def test_holder_without_our_tail_is_never_fenced(autojump_clock: MockClock) -> None:
@@ -219,7 +263,7 @@ async def test_host_that_hangs_while_it_recovers_another_is_fenced_too(
             nursery.cancel_scope.cancel()
 
         assert lab.lockd.sessions.killed == [b.process]
-        assert c.recovered == [a.slot.index]
+        assert c.recovered == [b.slot.index, a.slot.index]
 
 
 async def test_host_that_has_stopped_itself_judges_nobody(autojump_clock: MockClock) -> None:

@@ -126,7 +126,27 @@ async def test_death_of_who_recovers_is_recovered_too(autojump_clock: MockClock)
             await b.ended.wait()
             await visit(a, lab.lock(0))
 
-        assert a.recovered == [dead.slot.index]
+        # b first: its journal may hold what it did to the slot of the dead.
+        assert a.recovered == [b.slot.index, dead.slot.index]
+
+
+async def test_slot_is_not_taken_from_a_dead_replayer_that_is_not_recovered(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster() as lab:
+        a, b = await lab.host("a"), await lab.host("b")
+        dead = await dead_with_locks(lab, 0)
+        await b.recovery.take_over(dead.slot.record)
+        b.kill()
+        await b.ended.wait()
+
+        with pytest.raises(LockBusy, match="or died at it"):
+            await a.recovery.take_over(dead.slot.record)
+
+        taken = await a.recovery.take_over(b.slot.record)
+        assert taken is not None
+        await a.recovery.finish(taken)
+        assert await a.recovery.take_over(dead.slot.record) is not None
 
 
 async def test_interrupted_recovery_is_taken_up_again_by_the_same_host(

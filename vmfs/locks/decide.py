@@ -67,6 +67,11 @@ def judge(slot: Heartbeat, holder: Holder) -> Standing:
     return Standing.REPLAYED if slot.replayer else Standing.STANDS
 
 
+def holder_of(slot: Heartbeat) -> Holder:
+    """Who has this slot, in the terms of a lock record."""
+    return Holder(heartbeat_offset=slot.lv_offset, generation=slot.generation, owner=slot.owner)
+
+
 def replayer_of(slot: Heartbeat) -> Holder | None:
     """Who replays the journal of this slot's holder, in the terms of a lock record."""
     if not slot.is_in_use or not slot.replayer:

@@ -2,17 +2,16 @@
 
     STANDS ──ask──► DONE: look again            IN_USE: LockBusy, with their own words
                     NOT_HELD: look again, soon  GONE: recover (proof of death came with it)
-                    UNREACHABLE: fence; FENCED: recover, else LockBusy
+                    UNREACHABLE: lockd never heard of it (its database is new): silence, so far
                     silence, and its heartbeat goes on: LockBusy
-                    silence, and its heartbeat stands still for its lease: fence, as above
-    REPLAYED ─────► wait until the slot has changed, or take over from a replayer that died too
-                    (or hangs: fenced after its lease)
+                    silence, and its heartbeat stands still for its lease: fence;
+                        FENCED: recover, else LockBusy
+    REPLAYED ─────► wait until the slot has moved on (`takeover.py`)
 
 Nothing here writes a lock record or decides anything for good: the caller reads the record again.
 """
 
 import logging
-from collections.abc import Callable
 from random import Random
 from typing import Final
 
@@ -21,13 +20,15 @@ import trio
 from lockd.protocol.messages import AskAnswer
 from lockd.protocol.terms import AnswerKind, AskKind
 from vmfs.errors import LockBusy, VmfsError
+from vmfs.ids import SlotIndex
 from vmfs.locks.base import Hooks
-from vmfs.locks.decide import Ask, Standing, Wait, replayer_of
+from vmfs.locks.decide import Ask, Standing, Wait
 from vmfs.locks.lease import SlotWatch
 from vmfs.locks.order import LockId
-from vmfs.locks.overdue import NEVER, Overdue, host_name
+from vmfs.locks.overdue import NEVER, Overdue, Tell, host_name, late
 from vmfs.locks.records import LockRecords
 from vmfs.locks.service import BlockMap, LockService, clip_label, lockd_errors
+from vmfs.locks.takeover import Takeovers
 from vmfs.ondisk.disk_lock import Holder
 from vmfs.ondisk.heartbeat import Heartbeat
 
@@ -38,22 +39,9 @@ ASK_SECONDS_MAX: Final = 30.0
 slow disk, and the operation before it. Time in which its heartbeat stands still does not count: its
 lease decides then (`overdue.py`)."""
 
-RECOVERY_SECONDS_MAX: Final = 60.0
-"""How long an operation waits for another host that recovers a third: a full journal is replayed in
-a few seconds; whoever needs a minute is stuck, and the operation says for whom it waited."""
-
-POLL_SECONDS: Final = 0.005
-"""The first pause between two looks at a slot that is being replayed; nobody announces its end."""
-
-POLL_SECONDS_MAX: Final = 0.25
-"""Pauses double up to here."""
-
-Tell = Callable[[str], None]
-"""Says for whom the operation waits, for `vmfs locks`."""
-
 
 class OtherHosts:
-    """How this host deals with the others. Holds no lock and no state but recoveries under way."""
+    """How this host deals with the others. Holds no lock, and keeps nothing between two waits."""
 
     def __init__(
         self,
@@ -69,8 +57,9 @@ class OtherHosts:
         self._service = service
         self._records = records
         self._blocks = blocks
-        self._rng = rng
-        self._recoveries: dict[int, trio.Event] = {}
+        self._takeovers = Takeovers(
+            records=records, service=service, overdue=overdue, recover=self._recover, rng=rng
+        )
 
     async def persuade(self, lock: LockId, decision: Ask | Wait, label: str, tell: Tell) -> bool:
         """Do what `decision` says. Returns whether looking again at once is worth it.
@@ -80,7 +69,7 @@ class OtherHosts:
             LockServiceError: lockd is not there.
         """
         if isinstance(decision, Wait):
-            await self._recover_or_wait(decision.holder, tell)
+            await self._takeovers.until_recovered(decision.holder, tell)
             return True
         if decision.one_suffices:
             return await self._persuade_any(lock, decision, label, tell)
@@ -140,7 +129,7 @@ class OtherHosts:
             return True
         if holder.owner == self._records.me.owner:
             # An earlier start of this host. lockd lets us in only after that one has ended.
-            await self._recover_or_wait(holder, tell)
+            await self._takeovers.until_recovered(holder, tell)
             return True
         verb = "to give it up" if what is AskKind.GIVE_UP else "to share it"
         tell(f"{host_name(slot)}, which was asked {verb}")
@@ -170,18 +159,24 @@ class OtherHosts:
         async def ask() -> None:
             try:
                 with lockd_errors(f"asking for {lock}"):
-                    heard.append(await self._service.ask(lba, what, holder.owner.raw, label=text))
+                    answer = await self._service.ask(lba, what, holder.owner.raw, label=text)
+                    while answer.kind is AnswerKind.UNREACHABLE:
+                        # It may be on its way back to a lockd that has lost its database.
+                        tell(f"{host_name(slot)}, which lockd does not know (yet)")
+                        await trio.sleep(self._overdue.pace(slot).look_every)
+                        answer = await self._service.ask(lba, what, holder.owner.raw, label=text)
+                    heard.append(answer)
             except VmfsError as error:
                 failures.append(error)
             nursery.cancel_scope.cancel()
 
         async def watch() -> None:
             try:
-                late = await self._until_gone(holder, slot, label or str(lock), tell)
+                gone = await self._until_gone(holder, slot, label or str(lock), tell)
             except VmfsError as error:
                 failures.append(error)
             else:
-                heard.append(late)
+                heard.append(gone)
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
@@ -211,7 +206,7 @@ class OtherHosts:
             if watch.is_over:
                 return await self._fence_overdue(slot, watch, tell)
             if watch.is_late and watch.left < NEVER:
-                tell(_late(who, watch))
+                tell(late(who, watch))
             else:
                 silent += watch.pace.look_every
         raise LockBusy(
@@ -222,8 +217,7 @@ class OtherHosts:
     async def _fence_overdue(self, slot: Heartbeat, watch: SlotWatch, tell: Tell) -> AskAnswer:
         who = host_name(slot)
         tell(f"lockd, which fences {who}")
-        why = f"its heartbeat has stood still for {watch.still_for:.1f} s"
-        proof = await self._overdue.fence(slot, why=why)
+        proof = await self._overdue.fence_silent(slot, watch)
         return AskAnswer(kind=AnswerKind.GONE, payload=b"", who=who, proof=proof)
 
     async def _hear(self, lock: LockId, holder: Holder, answer: AskAnswer, tell: Tell) -> bool:
@@ -241,85 +235,15 @@ class OtherHosts:
                 )
             case AnswerKind.GONE:
                 log.info("holder gone lock=%s holder=%r proof=%r", lock, answer.who, answer.proof)
-                await self._recover_or_wait(holder, tell)
+                await self._takeovers.until_recovered(holder, tell)
                 return True
             case AnswerKind.UNREACHABLE:
-                await self._fence_unknown(holder)
-                await self._recover_or_wait(holder, tell)
-                return True
+                raise AssertionError("it was asked until lockd knew it, or it was fenced")
 
-    async def _fence_unknown(self, holder: Holder) -> None:
-        """A holder of whom lockd never heard: only a fence can tell whether it is dead."""
-        slot, standing = await self._records.slot_of(holder)
-        if standing is Standing.STANDS:
-            await self._overdue.fence(slot, why="lockd does not know it")
-
-    async def _recover_or_wait(self, holder: Holder, tell: Tell) -> None:
-        """Return when the holder's slot has moved on: recovered by us, or by whoever was first."""
-        gives_up_at = trio.current_time() + RECOVERY_SECONDS_MAX
-        pause = POLL_SECONDS
-        rival: tuple[Holder, SlotWatch] | None = None
-        while True:
-            slot, standing = await self._records.slot_of(holder)
-            if standing is Standing.STALE:
-                return
-            who = host_name(slot)
-            tell(f"the recovery of {who}, which is dead")
-            busy: LockBusy | None = None
-            try:
-                await self._recover(slot)
-            except LockBusy as error:
-                busy = error
-            if busy is None and (await self._records.slot_of(holder))[1] is Standing.STALE:
-                return
-            rival = await self._judge_rival(slot, rival, tell)
-            if trio.current_time() >= gives_up_at:
-                raise busy or LockBusy(f"{who} is dead, and its recovery goes on", holder=who)
-            await trio.sleep(pause * self._rng.uniform(0.5, 1.0))
-            pause = min(pause * 2, POLL_SECONDS_MAX)
-
-    async def _judge_rival(
-        self, slot: Heartbeat, known: tuple[Holder, SlotWatch] | None, tell: Tell
-    ) -> tuple[Holder, SlotWatch] | None:
-        """Have another host that recovers `slot` fenced, when its own heartbeat stands still."""
-        rival = replayer_of(slot)
-        if rival is None or rival == self._records.me:
-            return None
-        if known is None or known[0] != rival:
-            its_slot, standing = await self._records.slot_of(rival)
-            return (rival, self._overdue.begin(its_slot)) if standing is Standing.STANDS else None
-        its_slot, watch = await self._overdue.look(rival, known[1])
-        if watch is None:
-            return None
-        if watch.is_late:
-            tell(f"{_late(host_name(its_slot), watch)}; it recovers {host_name(slot)}")
-        if watch.is_over:
-            await self._fence_overdue(its_slot, watch, tell)
-            return None
-        return rival, watch
-
-    async def _recover(self, slot: Heartbeat) -> None:
-        """Have it recovered, once, however many wait for it."""
-        index = slot.index
-        running = self._recoveries.get(index)
-        if running is not None:
-            await running.wait()
-            return
+    async def _recover(self, index: SlotIndex, slot: Heartbeat) -> None:
         if self.hooks is None:
             raise LockBusy(f"{host_name(slot)} is dead, and nobody here can recover it")
-        self._recoveries[index] = ended = trio.Event()
-        try:
-            await self.hooks.recover(index, slot)
-        finally:
-            del self._recoveries[index]
-            ended.set()
-
-
-def _late(who: str, watch: SlotWatch) -> str:
-    return (
-        f"{who}, whose heartbeat has stood still for {watch.still_for:.1f} s; "
-        f"it is fenced in {watch.left:.1f} s"
-    )
+        await self.hooks.recover(index, slot)
 
 
 def _ignore(_: str) -> None:

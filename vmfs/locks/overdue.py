@@ -10,6 +10,7 @@ never harmed. What a lease is stands in `lease.py`.
 """
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from lockd.protocol.terms import FenceResult
@@ -25,6 +26,9 @@ from vmfs.ondisk.heartbeat import Heartbeat
 log = logging.getLogger("vmfs.locks.overdue")
 
 NEVER: Final = float("inf")
+
+Tell = Callable[[str], None]
+"""Says for whom the operation waits, for `vmfs locks`."""
 
 
 class Overdue:
@@ -53,7 +57,7 @@ class Overdue:
 
     def begin(self, slot: Heartbeat) -> SlotWatch:
         """The first look: `slot` was read just now."""
-        return SlotWatch(self._pace(slot), slot.pack(), self._lease_time())
+        return SlotWatch(self.pace(slot), slot.pack(), self._lease_time())
 
     async def look(self, holder: Holder, watch: SlotWatch) -> tuple[Heartbeat, SlotWatch | None]:
         """Look again.
@@ -102,7 +106,14 @@ class Overdue:
         log.warning("fenced host=%r slot=%d proof=%r", who, slot.index, answer.proof)
         return answer.proof
 
-    def _pace(self, slot: Heartbeat) -> HolderPace:
+    async def fence_silent(self, slot: Heartbeat, watch: SlotWatch) -> str:
+        """As `fence`, because the heartbeat has stood still for as long as `watch` has seen."""
+        return await self.fence(
+            slot, why=f"its heartbeat has stood still for {watch.still_for:.1f} s"
+        )
+
+    def pace(self, slot: Heartbeat) -> HolderPace:
+        """At what pace the holder of `slot` beats."""
         info = slot.host
         if info is None:  # another implementation's, which we never fence
             return HolderPace(self._leases.interval, NEVER)
@@ -113,3 +124,11 @@ def host_name(slot: Heartbeat) -> str:
     """The holder of a slot, in words."""
     info = slot.host
     return f"{info.name} (pid {info.pid})" if info is not None else f"host {slot.owner}"
+
+
+def late(who: str, watch: SlotWatch) -> str:
+    """What is known of a host whose beats are missing, in words."""
+    return (
+        f"{who}, whose heartbeat has stood still for {watch.still_for:.1f} s; "
+        f"it is fenced in {watch.left:.1f} s"
+    )

@@ -7,7 +7,7 @@
 The order is the safety: first the proof that D never writes again (durable in lockd), then the
 compare-and-write that makes us the only one who replays, then the replay, and only then the new
 generation that sets D's locks free. A crash of ours anywhere in between leaves the slot as it is,
-and the next one begins again; replaying twice is replaying once.
+and the next one begins again, with our slot first; replaying twice is replaying once.
 """
 
 import logging
@@ -15,10 +15,10 @@ import logging
 from lockd.protocol.terms import FenceResult
 from vmfs.device.base import Device
 from vmfs.errors import LeaseLost, LockBusy
-from vmfs.locks.decide import Standing, judge, replayer_of
+from vmfs.locks.decide import Standing, holder_of, judge, replayer_of
 from vmfs.locks.overdue import host_name
 from vmfs.locks.records import read_slot
-from vmfs.locks.service import LockService, has_ended, lockd_errors
+from vmfs.locks.service import LockService, lockd_errors
 from vmfs.locks.writers import RecordWriter
 from vmfs.ondisk.disk_lock import Holder
 from vmfs.ondisk.heartbeat import Heartbeat
@@ -51,7 +51,8 @@ class SlotRecovery:
         Durability: the fence and the slot are durable before this returns.
 
         Raises:
-            LockBusy: the holder is not proved dead, or another host is replaying. Wait, look again.
+            LockBusy: the holder is not proved dead, or another host is replaying, or has died at
+                that and is to be recovered first (`takeover.py` sees to both).
             LeaseLost: this host was fenced itself.
             LockServiceError: lockd is not there.
         """
@@ -60,7 +61,7 @@ class SlotRecovery:
         current = await read_slot(self._device, seen.lv_offset)
         rival = replayer_of(current)
         if rival is not None and rival != self._me:
-            await self._judge_rival(current, rival)
+            await self._check_rival(current, rival)
         decided: list[Heartbeat | None] = []
 
         async def choose(image: bytes) -> bytes | None:
@@ -109,7 +110,7 @@ class SlotRecovery:
         self, record: Heartbeat, *, seen: Heartbeat, rival: Holder | None
     ) -> Heartbeat | None:
         """The slot with us as its replayer, if it is still as it was judged."""
-        if judge(record, _holder(seen)) is Standing.STALE:
+        if judge(record, holder_of(seen)) is Standing.STALE:
             return None
         now = replayer_of(record)
         if now not in (None, self._me, rival):
@@ -121,7 +122,7 @@ class SlotRecovery:
         )
 
     def _is_mine(self, record: Heartbeat, taken: Heartbeat) -> bool:
-        standing = judge(record, _holder(taken))
+        standing = judge(record, holder_of(taken))
         return standing is Standing.REPLAYED and replayer_of(record) == self._me
 
     async def _fence(self, slot: Heartbeat) -> None:
@@ -146,24 +147,16 @@ class SlotRecovery:
                 holder=who,
             )
 
-    async def _judge_rival(self, slot: Heartbeat, rival: Holder) -> None:
-        """Another host replays it. Go on only if that one is dead as well.
+    async def _check_rival(self, slot: Heartbeat, rival: Holder) -> None:
+        """Another host replays it. Go on only if that one was recovered, or left, itself.
+
+        If it has merely died, its own journal has to be replayed first: that may hold what it did
+        to this slot, and must not be put in place over the work of the slot's next owner.
 
         Raises:
-            LockBusy: it is alive, as far as can be told without harming it.
+            LockBusy: it has its slot still.
         """
         its_slot = await read_slot(self._device, rival.heartbeat_offset)
-        if judge(its_slot, rival) is Standing.STALE:
-            return  # recovered itself, and it did not finish
-        info = its_slot.host
-        with lockd_errors("asking lockd who is alive"):
-            report = await self._service.status()
-        if info is not None and has_ended(report, owner=rival.owner, nonce=info.nonce):
-            await self._fence(its_slot)
-            return
-        who = host_name(its_slot)
-        raise LockBusy(f"{who} is recovering {host_name(slot)}", holder=who)
-
-
-def _holder(slot: Heartbeat) -> Holder:
-    return Holder(heartbeat_offset=slot.lv_offset, generation=slot.generation, owner=slot.owner)
+        if judge(its_slot, rival) is not Standing.STALE:
+            who = host_name(its_slot)
+            raise LockBusy(f"{who} is recovering {host_name(slot)}, or died at it", holder=who)

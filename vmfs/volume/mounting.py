@@ -7,22 +7,22 @@ then anything is read that can change.
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Final
 
 import trio
 
 from vmfs.errors import LockBusy, VmfsError
 from vmfs.files.ground import Ground, UnwrittenMetadata
-from vmfs.locks.heartbeat import HeartbeatSlot, needs_recovery, read_slots, unknown_to
+from vmfs.locks.heartbeat import HeartbeatSlot
 from vmfs.locks.manager import LockManager
+from vmfs.locks.overdue import Overdue
 from vmfs.locks.records import LockRecords
 from vmfs.locks.recovery import SlotRecovery
-from vmfs.locks.service import lockd_errors
+from vmfs.locks.takeover import Takeovers
 from vmfs.ondisk.descriptor import FsDescriptor, VolumeFlag
-from vmfs.ondisk.heartbeat import SLOT_COUNT, Heartbeat
+from vmfs.ondisk.heartbeat import SLOT_COUNT
 from vmfs.space.allocator import Allocator
 from vmfs.txn.journal import Journal
 from vmfs.txn.orphans import OrphanTable
@@ -30,15 +30,10 @@ from vmfs.txn.transaction import Transactions
 from vmfs.volume.lockd_session import Nexus
 from vmfs.volume.options import VolumeOptions
 from vmfs.volume.recovery import DeadHosts
+from vmfs.volume.roll_call import RollCall, missing
 from vmfs.volume.structure import Journals, Structure, read_journals, read_structure
 
 _log = logging.getLogger("vmfs.volume")
-
-RECOVERY_SECONDS_MAX: Final = 60.0
-"""How long a mount waits for another host that recovers a third; as operations do."""
-
-RECOVERY_POLL_SECONDS: Final = 0.05
-"""Seconds to the second look at the slots; doubled from look to look, as a look reads them all."""
 
 
 @dataclass(slots=True)
@@ -46,10 +41,13 @@ class Losses:
     """Why this host may not touch the LUN any more. The first reason is the one that counts."""
 
     reasons: list[str] = field(default_factory=list)
+    on_first: Callable[[], None] = lambda: None
 
     def note(self, reason: str) -> None:
         """One more reason; the permit has been stopped."""
         self.reasons.append(reason)
+        if len(self.reasons) == 1:
+            self.on_first()
 
     @property
     def first(self) -> str:
@@ -80,15 +78,15 @@ async def mount(
     """Become a host of the volume. The heartbeat runs in `nursery` from here on.
 
     Raises:
-        LockBusy: all slots with a journal are in use by hosts that live.
+        LockBusy: all slots with a journal are in use by hosts that live, or a host is dead and
+            cannot be recovered now; says who and why.
         CorruptRecord: a structure of the volume, or the journal of a dead host, is damaged.
         LockServiceError, LeaseLost, DeviceError: lockd, or the LUN, is not there for us.
     """
     reading = UnwrittenMetadata(nexus.device)
     structure = await read_structure(reading, descriptor)
     journals = await read_journals(reading, structure)
-    dead = await _find_dead(nexus)
-    slot = await _take_slot(nexus, options, journals, dead, nursery, losses)
+    slot = await _take_slot(nexus, options, journals, nursery, losses)
     try:
         await nursery.start(_beat, nexus, slot, options, losses)
         return await _prepare(nexus, structure, options, losses, slot, journals)
@@ -114,8 +112,8 @@ async def _prepare(  # noqa: PLR0913 - one step of `mount`
     await orphans.load()
     dead_hosts = _dead_hosts(nexus, journals, slot)
     dead_hosts.adopt_into(transactions, orphans)
-    await _recover_before_anything(nexus, dead_hosts)
-    records = LockRecords(device=device, writer=nexus.writer, me=slot.holder, clock=options.clock)
+    records = _records(nexus, options, slot)
+    await _roll_call(nexus, options, records, dead_hosts).settle()
     locks = LockManager(
         records=records,
         service=nexus.client,
@@ -155,15 +153,6 @@ async def _prepare(  # noqa: PLR0913 - one step of `mount`
     )
 
 
-async def _find_dead(nexus: Nexus) -> list[Heartbeat]:
-    """Slots whose holder is dead, or one that lockd never heard of (a fence will tell)."""
-    slots = await read_slots(nexus.device)
-    with lockd_errors("asking lockd who is alive"):
-        report = await nexus.client.status()
-    dead = needs_recovery(slots, me=nexus.mount, report=report)
-    return [*dead, *unknown_to(slots, report)]
-
-
 async def give_back(nexus: Nexus, slot: HeartbeatSlot) -> None:
     """Release a slot. No lease limits the I/O that it takes: no beat will renew it any more.
 
@@ -174,11 +163,10 @@ async def give_back(nexus: Nexus, slot: HeartbeatSlot) -> None:
     await slot.release()
 
 
-async def _take_slot(  # noqa: PLR0913 - one step of `mount`
+async def _take_slot(
     nexus: Nexus,
     options: VolumeOptions,
     journals: Journals,
-    dead: Sequence[Heartbeat],
     nursery: trio.Nursery,
     losses: Losses,
 ) -> HeartbeatSlot:
@@ -189,12 +177,13 @@ async def _take_slot(  # noqa: PLR0913 - one step of `mount`
     try:
         return await _acquire(nexus, options, journals, range(journals.count))
     except LockBusy:
-        if not dead:
+        if not await missing(nexus.device, nexus.client, nexus.mount):
             raise
     spare = await _acquire(nexus, options, journals, range(journals.count, SLOT_COUNT))
     try:
         await nursery.start(_beat, nexus, spare, options, losses)
-        await _recover(_dead_hosts(nexus, journals, spare), dead)
+        records, dead_hosts = _records(nexus, options, spare), _dead_hosts(nexus, journals, spare)
+        await _roll_call(nexus, options, records, dead_hosts).settle()
         return await _acquire(nexus, options, journals, range(journals.count))
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(options.timing.close):
@@ -214,64 +203,42 @@ async def _acquire(
     )
 
 
-async def _recover_before_anything(nexus: Nexus, dead_hosts: DeadHosts) -> None:
-    """Recover the dead, and wait for those that another host is recovering just now.
-
-    After a power cut a lock record may be free again although the journal of the host that had it
-    is still to be replayed: nobody should take a lock before. A recovery that does not end in time
-    is left to whoever meets the dead host's locks.
-    """
-    gives_up_at = trio.current_time() + RECOVERY_SECONDS_MAX
-    pause = RECOVERY_POLL_SECONDS
-    while dead := await _find_dead(nexus):
-        await _recover(dead_hosts, dead)
-        theirs = _under_way(await _find_dead(nexus), await read_slots(nexus.device))
-        if not theirs:
-            return
-        if trio.current_time() >= gives_up_at:
-            _log.warning("recovery by another host goes on slot=%d", theirs[0].index)
-            return
-        await trio.sleep(pause)
-        pause *= 2
-
-
-def _under_way(dead: Sequence[Heartbeat], slots: Sequence[Heartbeat]) -> list[Heartbeat]:
-    """Those of the dead whose replayer still has the slot that it replays from."""
-    at_work = {(slot.lv_offset, slot.generation) for slot in slots if slot.is_in_use}
-    return [
-        slot
-        for slot in dead
-        if slot.replayer and (slot.replayer_offset, slot.replayer_generation) in at_work
-    ]
-
-
-async def _recover(dead_hosts: DeadHosts, dead: Sequence[Heartbeat]) -> None:
-    """Recover all that can be recovered now.
-
-    Again while that helps: a host that died recovering another has to be recovered before that one
-    can be. The others may be alive. If they are not, and hold something, whoever needs it meets
-    them again.
-    """
-    waiting = list(dead)
-    while waiting:
-        refused: list[tuple[Heartbeat, LockBusy]] = []
-        for slot in waiting:
-            try:
-                await dead_hosts.recover(slot.index, slot)
-            except LockBusy as error:
-                refused.append((slot, error))
-        if len(refused) == len(waiting):
-            for slot, reason in refused:
-                _log.warning("slot not recovered slot=%d reason=%s", slot.index, reason)
-            return
-        waiting = [slot for slot, _ in refused]
-
-
 def _dead_hosts(nexus: Nexus, journals: Journals, slot: HeartbeatSlot) -> DeadHosts:
     recovery = SlotRecovery(
         device=nexus.device, writer=nexus.writer, service=nexus.client, me=slot.holder
     )
     return DeadHosts(device=nexus.device, journals=journals, slots=recovery)
+
+
+def _records(nexus: Nexus, options: VolumeOptions, slot: HeartbeatSlot) -> LockRecords:
+    return LockRecords(
+        device=nexus.device, writer=nexus.writer, me=slot.holder, clock=options.clock
+    )
+
+
+def _roll_call(
+    nexus: Nexus, options: VolumeOptions, records: LockRecords, dead_hosts: DeadHosts
+) -> RollCall:
+    overdue = Overdue(
+        service=nexus.client,
+        records=records,
+        leases=options.timing.leases,
+        lease_time=nexus.permit.lease_time,
+    )
+    takeovers = Takeovers(
+        records=records,
+        service=nexus.client,
+        overdue=overdue,
+        recover=dead_hosts.recover,
+        rng=Random(options.seed),
+    )
+    return RollCall(
+        device=nexus.device,
+        service=nexus.client,
+        mount=nexus.mount,
+        overdue=overdue,
+        takeovers=takeovers,
+    )
 
 
 async def _beat(

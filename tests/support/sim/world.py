@@ -37,7 +37,6 @@ from vmfs.locks import heartbeat
 from vmfs.locks.heartbeat import HeartbeatSlot
 from vmfs.locks.manager import LockManager
 from vmfs.locks.order import LockId, LockKind
-from vmfs.locks.records import LockRecords
 from vmfs.ondisk.descriptor import LockProtocol
 from vmfs.ondisk.disk_lock import DiskLock, LockMode
 from vmfs.ondisk.heartbeat import Heartbeat, slot_offset
@@ -45,7 +44,7 @@ from vmfs.ondisk.journal_rec import REGION_SIZE_MIN
 from vmfs.txn.journal import Journal
 from vmfs.txn.transaction import Transactions
 from vmfs.units import MIB, SECTOR_SIZE
-from vmfs.volume import LockdSession, VolumeOptions, mounting
+from vmfs.volume import LockdSession, VolumeOptions, mounting, roll_call
 from vmfs.volume.lockd_session import Nexus, open_nexus
 from vmfs.volume.mounting import Losses
 from vmfs.volume.structure import Journals
@@ -467,11 +466,10 @@ async def _mount(
     await journal.open(slot.record.generation)
     transactions = Transactions(device, journal)
     dead_hosts = mounting._dead_hosts(nexus, journals, slot)
-    await mounting._recover_before_anything(nexus, dead_hosts)
+    records = mounting._records(nexus, options, slot)
+    await mounting._roll_call(nexus, options, records, dead_hosts).settle()
     locks = LockManager(
-        records=LockRecords(
-            device=device, writer=nexus.writer, me=slot.holder, clock=options.clock
-        ),
+        records=records,
         service=nexus.client,
         blocks=nexus.blocks,
         clock=options.clock,
@@ -580,7 +578,7 @@ def deterministic(seed: int) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     trio_run._r.seed(seed)
-    mounting.read_slots = partial(heartbeat.read_slots, count=SLOTS)  # type: ignore[attr-defined]
+    roll_call.read_slots = partial(heartbeat.read_slots, count=SLOTS)  # type: ignore[attr-defined]
     logging.disable(logging.CRITICAL)
     try:
         yield
@@ -588,7 +586,7 @@ def deterministic(seed: int) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
         logging.disable(disabled)
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING, mounting.read_slots = before  # type: ignore
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING, roll_call.read_slots = before  # type: ignore
 
 
 def _hangs(number: int, frame: object) -> None:
