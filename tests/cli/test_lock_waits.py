@@ -13,7 +13,8 @@ from lockd.protocol.messages import (
 )
 from lockd.protocol.terms import HostEnd, PermitState
 from vmfs.cli.held_locks import HolderFacts, LockFacts
-from vmfs.cli.lock_waits import KnownLock, explain, mount_above, why_lines
+from vmfs.cli.lock_waits import KnownLock, explain, why_lines
+from vmfs.cli.places import mount_above
 from vmfs.fuse.mountinfo import MountEntry
 from vmfs.ids import VmfsUuid
 from vmfs.ondisk.heartbeat import Heartbeat, HostInfo, slot_offset
@@ -127,6 +128,28 @@ def test_reservation_is_named() -> None:
     lun = dataclasses.replace(everything.luns[0], reservation=(taken,))
     found = explain(lock(), dataclasses.replace(everything, luns=(lun,)), "ds1")
     assert "the whole LUN is reserved by c (pid 3): all others wait" in why_lines(found)
+
+
+def test_reserve_that_is_not_granted_yet_is_a_wait() -> None:
+    everything = report(host("a", 1))
+    wanted = ReservationStatus(
+        holder="c (pid 3)",
+        generation=1,
+        age=1.5,
+        granted=False,
+        ending="",
+        waits_for=("a (pid 1)", "b (pid 2)"),
+        seconds_left=8.5,
+    )
+    lun = dataclasses.replace(everything.luns[0], reservation=(wanted,))
+    found = explain(lock(), dataclasses.replace(everything, luns=(lun,)), "ds1")
+
+    assert found.reserved_by == ""
+    assert [(link.waiter, link.holder) for link in found.waits] == [
+        ("c (pid 3)", "a (pid 1)"),
+        ("c (pid 3)", "b (pid 2)"),
+    ]
+    assert "given up in 8.5 s" in found.waits[0].next
 
 
 def mount(point: str, kind: str = "fuse.vmfs") -> MountEntry:

@@ -182,16 +182,39 @@ def test_both_hosts_create_in_one_directory_and_each_name_exists_once(ds, names)
 
 
 def test_locks_say_who_has_what(ds, names):
-    here, _ = names
+    here, there = names
     with (here / "held").open("wb"):
         listed = run_vmfs("locks", "ls", ds.lun)
         who = run_vmfs("locks", "who", here / "held")
+        why = run_vmfs("locks", "why", there / "held", "--lockd", ds.socket)
 
     assert listed.returncode == 0, listed.stderr
     line = next(line for line in listed.stdout.splitlines() if "/work/held" in line)
     assert line.split()[:3] == ["exclusive", "a", str(ds.a.pid)]
     assert who.returncode == 0, who.stderr
     assert str(ds.a.pid) in who.stdout
+    assert f"(pid {os.getpid()})" in who.stdout
+    assert "open on a by " in who.stdout
+    assert "open on a by " in why.stdout
+    assert "nobody waits for it" in why.stdout
+
+
+def test_lock_of_a_file_that_is_not_committed_yet_is_found_at_once(ds):
+    """A host that commits every 5 s, and a name that was never on the LUN."""
+    slow = ds.mount("slow", "profile=production")
+    (slow.path / "fresh").touch()
+
+    who = run_vmfs("locks", "who", slow.path / "fresh")
+    why = run_vmfs("locks", "why", slow.path / "fresh", "--lockd", ds.socket)
+    none = run_vmfs("locks", "why", slow.path / "none", "--lockd", ds.socket)
+    (slow.path / "fresh").unlink()
+    slow.stop()
+
+    assert who.returncode == why.returncode == 0, who.stderr + why.stderr
+    assert who.stdout.splitlines()[1].split()[:3] == ["exclusive", "slow", str(slow.pid)]
+    assert f"/fresh: exclusive, held by slow (pid {slow.pid})" in why.stdout
+    assert none.returncode == 1
+    assert "there is no none on the LUN, and" in none.stderr
 
 
 def test_lockmode_of_a_volume_in_use_is_shown_but_not_changed(ds):

@@ -18,7 +18,7 @@ from vmfs.check.reader import Reader, ResourceFile, ResourceKind
 from vmfs.check.slots import is_holding
 from vmfs.errors import CorruptRecord
 from vmfs.ids import FdAddress, LvOffset
-from vmfs.ondisk.address import FdAddr
+from vmfs.ondisk.address import FdAddr, parse_fd
 from vmfs.ondisk.disk_lock import DiskLock, Holder
 from vmfs.ondisk.file_desc import FD_SIZE, ROOT_FD
 from vmfs.ondisk.heartbeat import Heartbeat
@@ -47,7 +47,7 @@ class LockFacts:
     """One lock that somebody holds."""
 
     what: str  # the path, or which cluster
-    lv_offset: int
+    lv_offset: LvOffset
     mode: str
     token: int
     holders: tuple[HolderFacts, ...]
@@ -70,13 +70,16 @@ async def find_locks(volume: OpenVolume) -> list[LockFacts]:
 
 
 async def lock_of_file(volume: OpenVolume, address: FdAddress, what: str) -> LockFacts:
-    """The lock of one file, held or free.
+    """The lock of one file, held or free. Its metadata need not be on the LUN yet.
 
     Raises:
-        CorruptRecord: there is no such file descriptor.
+        CorruptRecord: there is no place for such a file descriptor.
     """
-    node = await volume.reader.node(address)
-    return _facts(volume, what, node.lv_offset, node.lock)
+    fdc, parts = volume.reader.resources[ResourceKind.FDC], parse_fd(address)
+    if not fdc.header.contains(parts.cluster, parts.resource):
+        raise CorruptRecord("file descriptor", address, "address", address, "one in .fdc.sf")
+    offset = fdc.resource_lv_offset(parts.cluster, parts.resource)
+    return _facts(volume, what, offset, await volume.reader.read(offset, DiskLock.SIZE))
 
 
 async def find_paths(reader: Reader, wanted: set[FdAddress]) -> dict[FdAddress, str]:
@@ -144,7 +147,7 @@ def _held(data: bytes, *, stride: int) -> Sequence[int]:
     return found
 
 
-def _facts(volume: OpenVolume, what: str, offset: int, data: bytes) -> LockFacts:
+def _facts(volume: OpenVolume, what: str, offset: LvOffset, data: bytes) -> LockFacts:
     try:
         record = DiskLock.unpack(data, address=offset)
     except CorruptRecord as error:

@@ -1,35 +1,39 @@
 """`vmfs locks why`, `history` and `break`: what lockd knows of one lock.
 
-PATH is taken as text and looked up on the LUN: nothing here touches the mount point, which may hang
-behind the very lock that is asked about. The lock's block number then finds it at lockd.
+PATH is looked up on the LUN as far as possible (`vmfs.cli.places`): the mount may hang behind the
+very lock that is asked about. The lock's block number then finds it at lockd.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
 
 import click
 
 from lockd.client import Observer, observe
 from lockd.protocol.limits import HISTORY_COUNT_MAX
-from lockd.protocol.messages import AuditEntry, HostStatus, StatusReport, WaitStatus
+from lockd.protocol.messages import (
+    AuditEntry,
+    HostStatus,
+    ReservationStatus,
+    StatusReport,
+    WaitStatus,
+)
 from lockd.protocol.terms import FenceResult, HostEnd
-from vmfs.check import content
 from vmfs.check.findings import Findings
 from vmfs.check.opening import open_lun
-from vmfs.cli.common import mounts_here, run
+from vmfs.cli.common import run
 from vmfs.cli.held_locks import LockFacts, lock_of_file
+from vmfs.cli.open_files import OpenFile, open_file_lines, open_files
+from vmfs.cli.places import Place, address_at, place_of
 from vmfs.cli.session import name_of_lun
 from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
 from vmfs.errors import InvalidArgument, LockBusy
-from vmfs.fuse.mountinfo import MountEntry
 from vmfs.fuse.registry import read_record
 from vmfs.locks.lease import GAPS_MAX, HolderPace
 from vmfs.locks.service import BlockMap, lockd_errors
@@ -40,15 +44,6 @@ PAGES_MAX: Final = 50
 """How far back `history` looks: pages of lockd's audit trail."""
 
 EXIT_STATUS: Final = {FenceResult.FENCED: 0, FenceResult.ALIVE: 3, FenceResult.UNKNOWN: 4}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A path inside a mounted volume, and where its locks are asked about."""
-
-    lun: Path
-    socket: str
-    path: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +72,7 @@ class WhyFacts:
     """Why somebody waits for a lock."""
 
     lock: LockFacts
+    open_files: tuple[OpenFile, ...]  # on this machine
     reserved_by: str  # the whole LUN; empty: nobody has it
     waits: tuple[WaitFacts, ...]
 
@@ -87,7 +83,7 @@ class WhyFacts:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: one JSON object.")
 def why(*, path: str, lockd: str, as_json: bool) -> None:
     """Say who waits for the lock of PATH, for whom, since when, and what happens next."""
-    found = run(_why, place_of(path, lockd))
+    found = run(_why, place_of(path), lockd)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
         return
@@ -101,7 +97,7 @@ def why(*, path: str, lockd: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: one JSON array.")
 def history(*, path: str, lockd: str, as_json: bool) -> None:
     """Show what lockd's audit trail says of the lock of PATH, oldest first."""
-    entries = run(_history, place_of(path, lockd))
+    entries = run(_history, place_of(path), lockd)
     if as_json:
         click.echo(json.dumps([asdict(entry) for entry in entries], indent=2))
         return
@@ -121,56 +117,67 @@ def break_lock(*, path: str, lockd: str, dry_run: bool) -> None:
     The lock itself is not touched: the next host that wants it recovers the dead one, and takes it.
     Exit status: 0 fenced, or nobody holds it; 3 still alive; 4 not known. Only 0 is safe.
     """
-    sys.exit(run(_break, place_of(path, lockd), dry_run=dry_run))
+    sys.exit(run(_break, place_of(path), lockd, dry_run=dry_run))
 
 
-def place_of(path: str, socket: str) -> Place:
-    """Where `path` leads, by its text and the table of mounts alone.
+def lockd_of(place: Place, socket: str) -> str:
+    """The socket of the lockd that the mount uses, or the one that was named.
 
     Raises:
-        InvalidArgument: it is on no vmfs mount, or that has no lockd.
+        InvalidArgument: none was named, and the mount does not say.
     """
-    entries = mounts_here()
-    absolute = os.path.abspath(path)  # noqa: PTH100 - Path.resolve would touch the mount
-    entry = mount_above(entries, absolute)
-    if entry is None:
-        raise InvalidArgument(f"{path} is not on a vmfs mount")
-    record = read_record(entry)
-    socket = socket or (record.lockd if record is not None else "")
-    if not socket:
-        raise InvalidArgument(f"{entry.mount_point} does not say which lockd it has: --lockd")
-    inside = absolute[len(entry.mount_point) :]
-    return Place(lun=Path(entry.source), socket=socket, path=os.fsencode(inside) or b"/")
+    record = read_record(place.entry)
+    found = socket or (record.lockd if record is not None else "")
+    if not found:
+        raise InvalidArgument(f"{place.entry.mount_point} does not say which lockd it has: --lockd")
+    return found
 
 
-def mount_above(entries: Sequence[MountEntry], path: str) -> MountEntry | None:
-    """The mount that an absolute path is on, if that is one of ours."""
-    above = [e for e in entries if f"{path}/".startswith(f"{e.mount_point.rstrip('/')}/")]
-    nearest = max(above, key=lambda entry: len(entry.mount_point), default=None)
-    return nearest if nearest is not None and nearest.is_vmfs else None
-
-
-def explain(lock: KnownLock, report: StatusReport, lun: str) -> WhyFacts:
+def explain(
+    lock: KnownLock, report: StatusReport, lun: str, *, open_files: tuple[OpenFile, ...] = ()
+) -> WhyFacts:
     """The wait chain of one lock: who waits for it, for whom those wait, and so on."""
     served = next((entry for entry in report.luns if entry.name == lun), None)
-    reserved = served.reservation if served is not None else ()
+    reservation = served.reservation[0] if served is not None and served.reservation else None
     waits = [wait for wait in report.waits if wait.lun == lun]
     leases = {_label(slot): _pace(slot) for slot in lock.holders}
     return WhyFacts(
         lock=lock.facts,
-        reserved_by=reserved[0].holder if reserved and reserved[0].granted else "",
-        waits=tuple(
-            WaitFacts(
-                depth=depth,
-                waiter=wait.waiter,
-                holder=wait.holder,
-                what=wait.what,
-                seconds=wait.age,
-                next=_next(wait.holder, report.hosts, lun, leases),
-            )
-            for depth, wait in _chain(waits, lock.lba)
+        open_files=open_files,
+        reserved_by=reservation.holder if reservation is not None and reservation.granted else "",
+        waits=(
+            *_waits_to_reserve(reservation),
+            *(
+                WaitFacts(
+                    depth=depth,
+                    waiter=wait.waiter,
+                    holder=wait.holder,
+                    what=wait.what,
+                    seconds=wait.age,
+                    next=_next(wait.holder, report.hosts, lun, leases),
+                )
+                for depth, wait in _chain(waits, lock.lba)
+            ),
         ),
     )
+
+
+def _waits_to_reserve(reservation: ReservationStatus | None) -> Iterator[WaitFacts]:
+    """A RESERVE that is not granted yet: no lock of the volume is changed before it is."""
+    if reservation is None or reservation.granted:
+        return
+    for holder in reservation.waits_for:
+        yield WaitFacts(
+            depth=0,
+            waiter=reservation.holder,
+            holder=holder,
+            what="RESERVE of the whole LUN, to change a lock",
+            seconds=reservation.age,
+            next=(
+                "it returns its permit when the I/O that it has under way has ended; "
+                f"the RESERVE is given up in {reservation.seconds_left:.1f} s"
+            ),
+        )
 
 
 def why_lines(why: WhyFacts) -> list[str]:
@@ -181,6 +188,7 @@ def why_lines(why: WhyFacts) -> list[str]:
         for holder in lock.holders
     )
     lines = [f"{lock.what}: {lock.mode}" + (f", held by {names}" if names else "")]
+    lines += open_file_lines(why.open_files)
     if why.reserved_by:
         lines.append(f"the whole LUN is reserved by {why.reserved_by}: all others wait")
     if not why.waits:
@@ -188,7 +196,8 @@ def why_lines(why: WhyFacts) -> list[str]:
     for wait in why.waits:
         indent = "  " * wait.depth
         lines.append(
-            f"{indent}{wait.waiter} waits for {wait.holder} since {wait.seconds:.1f} s: {wait.what}"
+            f"{indent}{wait.waiter} waits for {wait.holder} ({wait.seconds:.1f} s so far): "
+            f"{wait.what}"
         )
         lines.append(f"{indent}  next: {wait.next}")
     return lines
@@ -227,10 +236,11 @@ def _next(holder: str, hosts: Sequence[HostStatus], lun: str, leases: dict[str, 
 
 
 @asynccontextmanager
-async def _at_lockd(place: Place) -> AsyncIterator[tuple[Observer, str]]:
-    lun = await name_of_lun(place.socket, place.lun)
-    with lockd_errors(f"lockd at {place.socket}"):
-        async with observe(place.socket) as observer:
+async def _at_lockd(place: Place, socket: str) -> AsyncIterator[tuple[Observer, str]]:
+    socket = lockd_of(place, socket)
+    lun = await name_of_lun(socket, place.lun)
+    with lockd_errors(f"lockd at {socket}"):
+        async with observe(socket) as observer:
             yield observer, lun
 
 
@@ -239,28 +249,28 @@ async def _lock(place: Place) -> KnownLock:
     try:
         window = await find_lv(device)
         volume = await open_lun(device, Findings())
-        node = await content.resolve(volume.reader, place.path, follow=False)
-        facts = await lock_of_file(volume, node.address, os.fsdecode(place.path))
+        facts = await lock_of_file(volume, await address_at(volume, place), place.inside)
         standing = {holder.slot for holder in facts.holders if not holder.is_stale}
         return KnownLock(
             facts=facts,
-            lba=BlockMap(window.offset).lba(node.lv_offset),
+            lba=BlockMap(window.offset).lba(facts.lv_offset),
             holders=tuple(slot for slot in volume.slots.in_use if slot.index in standing),
         )
     finally:
         await device.aclose()
 
 
-async def _why(place: Place) -> WhyFacts:
+async def _why(place: Place, socket: str) -> WhyFacts:
     lock = await _lock(place)
-    async with _at_lockd(place) as (observer, lun):
-        return explain(lock, await observer.status(), lun)
+    async with _at_lockd(place, socket) as (observer, lun):
+        report = await observer.status()
+        return explain(lock, report, lun, open_files=open_files(place))
 
 
-async def _history(place: Place) -> list[AuditEntry]:
+async def _history(place: Place, socket: str) -> list[AuditEntry]:
     lock = await _lock(place)
     found: list[AuditEntry] = []
-    async with _at_lockd(place) as (observer, lun):
+    async with _at_lockd(place, socket) as (observer, lun):
         before = 0
         for _ in range(PAGES_MAX):
             page = await observer.history(count=HISTORY_COUNT_MAX, before=before)
@@ -271,13 +281,13 @@ async def _history(place: Place) -> list[AuditEntry]:
     return found
 
 
-async def _break(place: Place, *, dry_run: bool) -> int:
+async def _break(place: Place, socket: str, *, dry_run: bool) -> int:
     lock = await _lock(place)
     if not lock.holders:
         click.echo(f"{lock.facts.what}: nobody who lives holds it")
         return 0
     worst = 0
-    async with _at_lockd(place) as (observer, lun):
+    async with _at_lockd(place, socket) as (observer, lun):
         for slot in lock.holders:
             who, info = _label(slot), slot.host
             if info is None or not info.nonce:

@@ -18,13 +18,13 @@ from vmfs.check.slots import describe
 from vmfs.cli.common import VmfsGroup, mounts_here, run
 from vmfs.cli.held_locks import HolderFacts, LockFacts, find_locks, lock_of_file
 from vmfs.cli.lock_waits import break_lock, history, why
+from vmfs.cli.open_files import open_file_lines, open_files
+from vmfs.cli.places import Place, address_at, place_of
 from vmfs.cli.served import require_unserved
 from vmfs.cli.table import table_lines
 from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
 from vmfs.errors import InvalidArgument, LockBusy
-from vmfs.files.attributes import ROOT_ADDRESS
-from vmfs.fuse.known_nodes import address_of
 from vmfs.fuse.mountinfo import MountEntry, with_device
 from vmfs.ondisk.descriptor import DESCRIPTOR_OFFSET, FsDescriptor, LockProtocol
 from vmfs.ondisk.heartbeat import HEARTBEAT_REGION, SLOT_COUNT, SLOT_SIZE, Heartbeat
@@ -60,19 +60,22 @@ def list_locks(*, target: Path, as_json: bool) -> None:
 
 
 @locks.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: one JSON object.")
-def who(*, path: Path, as_json: bool) -> None:
-    """Say who holds the lock of PATH, a file or directory on a mounted volume."""
-    mount = mount_of(path)
-    address = address_of(path.stat(follow_symlinks=False).st_ino, root=ROOT_ADDRESS)
-    found = run(_find_lock, Path(mount.source), address, str(path))
+def who(*, path: str, as_json: bool) -> None:
+    """Say who holds the lock of PATH, a file or directory on a mounted volume.
+
+    Names the processes too that have it open, those of this machine.
+    """
+    place = place_of(path)
+    found, users = run(_find_lock, place), open_files(place)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=2))
+        facts = asdict(found) | {"open_files": [asdict(user) for user in users]}
+        click.echo(json.dumps(facts, indent=2))
     elif found.mode == "free":
         click.echo(f"{path}: nobody holds it")
     else:
-        for line in lock_lines([found], now=time.time()):
+        for line in lock_lines([found], now=time.time()) + open_file_lines(users):
             click.echo(line)
 
 
@@ -154,9 +157,9 @@ async def _find_locks(lun: Path) -> list[LockFacts]:
         return await find_locks(volume)
 
 
-async def _find_lock(lun: Path, address: int, what: str) -> LockFacts:
-    async with _opened(lun) as volume:
-        return await lock_of_file(volume, address_of(address, root=ROOT_ADDRESS), what)
+async def _find_lock(place: Place) -> LockFacts:
+    async with _opened(place.lun) as volume:
+        return await lock_of_file(volume, await address_at(volume, place), place.absolute)
 
 
 async def _get_mode(lun: Path) -> str:

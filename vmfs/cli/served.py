@@ -11,6 +11,7 @@ import struct
 from pathlib import Path
 
 from lockd.protocol.limits import LOCK_BYTE
+from vmfs.cli.proc import descriptors
 from vmfs.errors import DeviceError, LockBusy
 
 _FLOCK = struct.Struct("hhqqi4x")
@@ -44,15 +45,15 @@ def require_unserved(lun: Path) -> None:
 
 def _holder(inode: int) -> int:
     """The process that has it; 0 when it cannot be seen (the kernel names none for such a lock)."""
-    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+    for pid, info in descriptors("fdinfo"):
         try:
             lines = info.read_text("utf-8", "replace").splitlines()
         except OSError:
-            continue  # it has ended, or is another user's
+            continue  # closed meanwhile
         for line in lines:
             words = line.split()
             if words[:1] == ["lock:"] and words[2:3] == ["OFDLCK"]:
                 place, start = words[6], words[7]
                 if place.endswith(f":{inode}") and start == str(LOCK_BYTE):
-                    return int(info.parts[2])
+                    return pid
     return 0

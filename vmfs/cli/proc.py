@@ -1,0 +1,21 @@
+"""The descriptors of every process, as /proc shows them: of all for root, else of the own user."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def descriptors(kind: str) -> Iterator[tuple[int, Path]]:
+    """Every (pid, path) of /proc/PID/`kind`/NUMBER; who ends meanwhile is left out.
+
+    Args:
+        kind: `fd` (links) or `fdinfo` (texts).
+    """
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
+            continue
+        try:
+            paths = list((process / kind).iterdir())
+        except OSError:
+            continue  # it has ended, or is another user's
+        for path in paths:
+            yield int(process.name), path
