@@ -158,6 +158,31 @@ async def test_reads_and_writes_do_not_checkpoint(device: Device) -> None:
         assert not ran
 
 
+@pytest.mark.parametrize(("offset", "length"), [(0, 4096), (511, 2), (333, 2 * MIB), (SIZE, 0)])
+async def test_what_is_done_now_is_done_as_if_waited_for(
+    device: Device, offset: int, length: int
+) -> None:
+    data = random.Random(offset).randbytes(length)
+
+    if not device.write_now(offset, data):
+        assert await device.read(offset, length) == bytes(length)
+        await device.write(offset, data)
+
+    assert await device.read(0, SIZE) == bytes(offset) + data + bytes(SIZE - offset - length)
+    now = device.read_now(offset, length)
+    assert now is None or bytes(now) == data
+
+
+@pytest.mark.parametrize("made", ["memory", "image", "tmpfs", "window"])
+async def test_memory_is_read_and_written_now(made: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        device = MAKERS[made](tmp_path, stack)
+
+        assert device.write_now(512, b"x" * 4096)
+        assert bytes(device.read_now(0, 1024) or b"") == bytes(512) + b"x" * 512
+        await device.aclose()
+
+
 async def test_a_flush_keeps_everything(device: Device) -> None:
     await device.write(0, b"x" * 512)
 
@@ -228,6 +253,11 @@ async def test_a_range_that_leaves_the_device_is_our_mistake(
         await device.read(offset, length)
     with pytest.raises(AssertionError):
         await device.write(offset, bytes(length))
+    if not isinstance(device, RecordingDevice | FaultyDevice):
+        with pytest.raises(AssertionError):
+            device.read_now(offset, length)
+        with pytest.raises(AssertionError):
+            device.write_now(offset, bytes(length))
     with pytest.raises(AssertionError):
         await device.write_zeroes(offset, length)
     with pytest.raises(AssertionError):

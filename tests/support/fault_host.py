@@ -101,6 +101,14 @@ class WorkingDevice:
         self.digest = hashlib.sha256(data).digest()
         await self._device.write(offset, data)
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never: `read` is where it can be made to fail, to wait or to be seen."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never: `write` is where it can be made to fail, to wait or to be seen."""
+        return False
+
     async def flush(self) -> None:
         await self._device.flush()
 

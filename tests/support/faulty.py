@@ -123,6 +123,14 @@ class FaultyDevice:
         await self._pass("write", offset, memoryview(data).nbytes)
         await self._device.write(offset, data)
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never: `read` is where it can be made to fail, to wait or to be seen."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never: `write` is where it can be made to fail, to wait or to be seen."""
+        return False
+
     async def flush(self) -> None:
         """Flush, unless told otherwise."""
         await self._pass("flush", 0, self.size)

@@ -191,6 +191,14 @@ class RecordingDevice:
         self._shared.log.append(written)
         self._shared.content.update(written.sectors)
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never: `read` is where it can be made to fail, to wait or to be seen."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never: `write` is where it can be made to fail, to wait or to be seen."""
+        return False
+
     async def flush(self) -> None:
         """Make what this host has written durable. Other tasks run in its middle."""
         self._shared.flush_count += 1

@@ -63,6 +63,14 @@ class MortalDevice:
         self._live("write")
         await self._device.write(offset, data)
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never: `read` is where it can be made to fail, to wait or to be seen."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never: `write` is where it can be made to fail, to wait or to be seen."""
+        return False
+
     async def flush(self) -> None:
         self._live("flush")
         await self._device.flush()

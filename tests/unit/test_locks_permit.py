@@ -184,6 +184,30 @@ async def test_every_verb_of_the_guarded_device_passes_the_permit(
     await device.aclose()
 
 
+async def test_what_is_done_at_once_needs_the_permit_too() -> None:
+    now = 0.0
+    memory = MemoryDevice(1 << 20)
+    permit = Permit(returned=Told(), clock=lambda: now)
+    device = GuardedDevice(memory, permit)
+
+    def is_done() -> bool:
+        written = device.write_now(0, b"y" * 512)
+        return written or device.read_now(0, 512) is not None
+
+    permit.acknowledged(good_until=10.0)
+    assert is_done()
+    await memory.write(0, b"x" * 512)
+    now = 10.0
+    assert not is_done()  # the lease is over
+    permit.acknowledged(good_until=20.0)
+    permit.recall()
+    assert not is_done()
+    permit.grant()
+    permit.stop("fenced")
+    assert not is_done()
+    assert await memory.read(0, 512) == b"x" * 512
+
+
 async def test_failing_io_is_counted_out() -> None:
     class Broken(MemoryDevice):
         async def read(self, offset: int, length: int) -> bytes:

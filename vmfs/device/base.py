@@ -12,11 +12,16 @@ A device is a flat array of bytes with a fixed size. Its verbs:
   below can do it; ``unmap`` gives the range back (afterwards it reads as zero); ``copy`` copies
   inside the device. All three are as durable as ``write``.
 
+* ``read_now`` and ``write_now`` do the same as their namesakes, without ``async``, when that takes
+  no waiting; otherwise they do nothing and say so, and the caller awaits the namesake. They are for
+  the data path, where a pass of the scheduler costs more than the I/O.
+
 Offsets and lengths are bytes; a range that leaves the device is our own mistake (AssertionError),
 an error of the medium is a `DeviceError` that names verb, offset and length.
 
 The verbs are ``async`` so that an implementation may wait without a thread (AIO); the ones that
 work inline complete without a checkpoint, on purpose: a thread hop costs more than the I/O.
+A write that was started is waited for even by a caller that is cancelled.
 """
 
 from typing import Protocol
@@ -43,6 +48,17 @@ class Device(Protocol):
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Write `data` at `offset`; visible on return, durable after the next `flush`."""
+        ...
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """As `read`, or None when that would wait.
+
+        What it returns is good until the next verb or `await`: use it at once, or copy it.
+        """
+        ...
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """As `write`, or False when that would wait; then nothing was written."""
         ...
 
     async def flush(self) -> None:

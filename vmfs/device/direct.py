@@ -21,7 +21,7 @@ import trio
 
 from vmfs.device import linux
 from vmfs.device.aio import AioQueue
-from vmfs.device.base import assert_range
+from vmfs.device.base import Buffer, assert_range
 from vmfs.device.buffers import AlignedBuffer, BufferPool
 from vmfs.device.linux_aio import Opcode
 from vmfs.device.lun import LunDevice, open_lun, reason_of
@@ -84,6 +84,16 @@ class DirectDevice(LunDevice):
                 self._pool.give(buffer)
         self._count_read(length)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Not without waiting for the disk."""
+        assert_range(self._size, offset, length)
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Not without waiting for the disk."""
+        assert_range(self._size, offset, memoryview(data).nbytes)
+        return False
 
     async def _pwrite(self, verb: str, offset: int, view: memoryview) -> None:
         end = offset + len(view)

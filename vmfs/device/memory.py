@@ -41,6 +41,10 @@ class MemoryDevice:
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read exactly `length` bytes at `offset`."""
+        return self.read_now(offset, length)
+
+    def read_now(self, offset: int, length: int) -> bytes:
+        """Read exactly `length` bytes at `offset`."""
         assert_range(self._size, offset, length)
         pieces = []
         while length:
@@ -54,6 +58,10 @@ class MemoryDevice:
 
     async def write(self, offset: int, data: Buffer) -> None:
         """Write `data` at `offset`."""
+        self.write_now(offset, data)
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Write `data` at `offset`."""
         view = memoryview(data).cast("B")
         assert_range(self._size, offset, len(view))
         while view:
@@ -65,6 +73,7 @@ class MemoryDevice:
             page[at : at + count] = view[:count]
             offset += count
             view = view[count:]
+        return True
 
     async def flush(self) -> None:
         """Nothing to do: but other tasks get to run, as with a real device."""

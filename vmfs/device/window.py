@@ -47,6 +47,16 @@ class Window:
         assert_range(self._size, offset, memoryview(data).nbytes)
         await self._device.write(self._offset + offset, data)
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Read `length` bytes at `offset` of the window, or None when that would wait."""
+        assert_range(self._size, offset, length)
+        return self._device.read_now(self._offset + offset, length)
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Write `data` at `offset` of the window, or False when that would wait."""
+        assert_range(self._size, offset, memoryview(data).nbytes)
+        return self._device.write_now(self._offset + offset, data)
+
     async def flush(self) -> None:
         """Make every completed write durable, those outside the window too."""
         await self._device.flush()

@@ -100,6 +100,11 @@ class Permit:
             await self._lot.park()
         self._in_flight += 1
 
+    @property
+    def is_open(self) -> bool:
+        """Whether one I/O may be begun and ended now, without `await` in between."""
+        return self._state is PermitState.GRANTED and self._clock() < self._good_until
+
     async def enter_for_beat(self) -> None:
         """As `enter`, for a beat that is written by this host itself: no lease keeps it out."""
         while self._state is not PermitState.GRANTED:
@@ -256,6 +261,14 @@ class GuardedDevice:
             await self._device.write(offset, data)
         finally:
             self._permit.exit()
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Read, if the permit is there; it cannot be recalled in the middle of this."""
+        return self._device.read_now(offset, length) if self._permit.is_open else None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Write, if the permit is there; it cannot be recalled in the middle of this."""
+        return self._permit.is_open and self._device.write_now(offset, data)
 
     async def flush(self) -> None:
         """Flush, under the permit."""

@@ -141,6 +141,14 @@ class SimDevice:
             self._lun.write(self._host.key, start, view)
         await self._end(io)
 
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """Never: `read` is where it can be made to fail, to wait or to be seen."""
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Never: `write` is where it can be made to fail, to wait or to be seen."""
+        return False
+
     async def flush(self) -> None:
         serial = self._lun.serial
         io = await self._begin(0, None, at_least=0.0001 if self._host.rng.random() < 0.5 else 0.0)
