@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import json
 import shutil
 import sys
 import tempfile
@@ -41,6 +42,9 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: a minute")
     parser.add_argument(
         "--record", action="store_true", help="tmpfs and disk; rewrite docs/performance.*"
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="page and picture from docs/performance.json; no run"
     )
     parser.add_argument("--docs", type=Path, default=DOCS, help="where --record writes")
     parser.add_argument(
@@ -171,6 +175,9 @@ def record(document: dict[str, Any], docs: Path) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Exit status 0: all was run and every volume is sound; 1: one of our variants failed."""
     options = parse(words)
+    if options.redraw:
+        record(json.loads((options.docs / "performance.json").read_text()), options.docs)
+        return 0
     if not can_mount():
         raise SystemExit("bench: needs root and /dev/fuse")
     enter_private_namespace()

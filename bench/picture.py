@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # matplotlib is an extra
     from matplotlib.axes import Axes
 
 _OTHERS: Final = {
-    RAW: ("|", "#9e9e9e"),
+    RAW: ("x", "#9e9e9e"),
     KERNEL: ("D", "#5c6bc0"),
     "fuse2fs": ("s", "#b0782a"),
     "bindfs": ("^", "#8d8d8d"),
@@ -22,6 +22,7 @@ _OTHERS: Final = {
 }
 MET: Final = "#2e7d32"
 MISSED: Final = "#c62828"
+FREE: Final = "#00838f"
 
 
 def draw(results: Sequence[Results], out: Path) -> None:
@@ -81,8 +82,12 @@ def _panel(axis: "Axes", results: Results, rows: Sequence[Row], order: Sequence[
             axis.scatter(
                 xs, ys, marker=marker, s=34, color=colour, alpha=0.75, label=TITLES[name], zorder=2
             )
-    for met, colour, label in ((True, MET, "vmfs"), (False, MISSED, "vmfs, misses its target")):
-        chosen = [row for row in rows if _all_met(results, row) is met]
+    for met, colour, label in (
+        (True, MET, "vmfs, meets its target"),
+        (False, MISSED, "vmfs, misses its target"),
+        (None, FREE, "vmfs, no target"),
+    ):
+        chosen = [row for row in rows if _met(results, row) is met]
         ends = [_relative(results, row, OURS) or 1.0 for row in chosen]
         lines = [places[row.name] for row in chosen]
         axis.hlines(lines, 1, ends, color=colour, linewidth=2.5, zorder=3)
@@ -96,7 +101,8 @@ def _panel(axis: "Axes", results: Results, rows: Sequence[Row], order: Sequence[
     )
     axis.set_ylim(-0.7, len(order) - 0.3)
     axis.set_title(PLACES[results.place])
-    axis.set_xlabel("times as fast as the best C peer (fuse2fs, bindfs, mergerfs, vmfs-fuse)")
+    axis.set_xlabel("times as fast as the best C peer")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} x")
 
 
 def _targets(axis: "Axes", results: Results, rows: Sequence[Row], places: dict[str, int]) -> None:
@@ -111,13 +117,13 @@ def _targets(axis: "Axes", results: Results, rows: Sequence[Row], places: dict[s
                 points.append((target.wanted * rival, places[row.name]))
     if points:
         xs, ys = zip(*points, strict=True)
-        axis.scatter(
-            xs, ys, marker=3, s=70, color="black", label="target", zorder=5, linewidths=1.5
-        )
+        axis.scatter(xs, ys, marker="|", s=160, color="black", label="target", zorder=5)
 
 
-def _all_met(results: Results, row: Row) -> bool:
-    return all(verdict.met for verdict in results.verdicts(row))
+def _met(results: Results, row: Row) -> bool | None:
+    """Whether all its targets are met; None where it has none."""
+    verdicts = results.verdicts(row)
+    return all(verdict.met for verdict in verdicts) if verdicts else None
 
 
 def _relative(results: Results, row: Row, name: str) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.main import record
+from bench.main import main, record
 from bench.results import Results, Sample, rotated
 from bench.rows import ROWS, Row
 
@@ -145,3 +145,12 @@ def test_a_record_is_table_json_and_picture(tmp_path: Path) -> None:
     assert "| `ls -l` of 2,000 names |" in page.read_text()
     assert (tmp_path / "performance.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "performance.svg").read_text()
+
+
+def test_a_page_can_be_drawn_again_without_a_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "performance.md"
+    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    (tmp_path / "performance.json").write_text(report.to_json(document()))
+    assert main(["--redraw", "--docs", str(tmp_path)]) == 0
+    assert "**missed**" in page.read_text()
