@@ -29,14 +29,23 @@ class PausingDevice(ImageDevice):
     switch: Path
 
     async def write(self, offset: int, data: Buffer) -> None:
-        """Stop first, when told to. `GuardedDevice` has just passed the permit on the way here."""
+        """Write, and stop first when told to."""
+        self._pause(data)
+        await super().write(offset, data)
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Write without await, and stop first when told to."""
+        self._pause(data)
+        return super().write_now(offset, data)
+
+    def _pause(self, data: Buffer) -> None:
+        """`GuardedDevice` has just passed the permit on the way here."""
         if memoryview(data).nbytes >= PAUSE_SIZE and self.switch.exists():
             self.switch.unlink()
             os.kill(os.getpid(), signal.SIGSTOP)
-        await super().write(offset, data)
 
 
 if __name__ == "__main__":
     PausingDevice.switch = Path(sys.argv.pop(1))
-    with patch("vmfs.volume.volume.ImageDevice", PausingDevice):
+    with patch("vmfs.device.opening.ImageDevice", PausingDevice):
         main()
