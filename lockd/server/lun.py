@@ -22,7 +22,8 @@ from lockd.server import exclusive
 
 _GOOD = Good()
 
-_BLKSSZGET = 0x1268  # linux/fs.h: size of a device's sectors
+_BLKROGET = 0x125E  # linux/fs.h: whether nobody may write the device
+_BLKSSZGET = 0x1268  # the size of its sectors
 
 
 class LunError(Exception):
@@ -45,7 +46,7 @@ class LunFile:
         """Open and lock.
 
         Raises:
-            LunError: it is not there, cannot be written, holds no block, or has larger ones.
+            LunError: it is not there, cannot be written, or has blocks of another size, or none.
             AlreadyServed: another lockd serves it.
         """
         try:
@@ -57,11 +58,8 @@ class LunFile:
             size = os.lseek(fd, 0, os.SEEK_END)
             if size < BLOCK_SIZE:
                 raise LunError(f"LUN {name}: {path} has {size} bytes, less than one block")
-            if direct and (sector_size := _sector_size(fd)) != BLOCK_SIZE:
-                raise LunError(
-                    f"LUN {name}: {path} has sectors of {sector_size} bytes; "
-                    f"a lock record is one of {BLOCK_SIZE}"
-                )
+            if direct:
+                _require_usable(fd, f"LUN {name}: {path}")
             exclusive.hold(fd, f"LUN {name} ({path})")
         except BaseException:
             os.close(fd)
@@ -101,10 +99,18 @@ class LunFile:
         os.close(self._fd)
 
 
-def _sector_size(fd: int) -> int:
-    """The smallest unit of I/O of a block device, in bytes."""
-    (size,) = struct.unpack("<i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))
-    return int(size)
+def _require_usable(fd: int, what: str) -> None:
+    """Refuse a block device on which no lock record can be written (root may open it even so)."""
+    if _ask(fd, _BLKROGET):
+        raise LunError(f"{what} is read-only")
+    sector_size = _ask(fd, _BLKSSZGET)
+    if sector_size != BLOCK_SIZE:
+        raise LunError(f"{what} has sectors of {sector_size} bytes; a lock record has {BLOCK_SIZE}")
+
+
+def _ask(fd: int, request: int) -> int:
+    (answer,) = struct.unpack("<i", fcntl.ioctl(fd, request, bytes(4)))
+    return int(answer)
 
 
 def first_difference(one: bytes, other: bytes) -> int:

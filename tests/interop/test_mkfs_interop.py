@@ -16,6 +16,7 @@ from dissect.util.stream import RangeStream
 from dissect.vmfs import lvm as dissect_lvm
 from dissect.vmfs import vmfs as dissect_vmfs
 
+from tests.support.loop import can_loop, loop_device
 from vmfs.cli.main import cli
 from vmfs.ondisk.partition import HEAD_SIZE, find_volume
 from vmfs.units import GIB, MIB, parse_size
@@ -206,13 +207,10 @@ def block_device(tmp_path: Path) -> Iterator[Path]:
     image = tmp_path / "backing.img"
     with image.open("wb") as file:
         file.truncate(2 * GIB)
-    found = tool("losetup", "--find", "--show", image, check=False).strip()
-    if not found:
+    if not can_loop():
         pytest.skip("no loop device to be had")
-    try:
-        yield Path(found)
-    finally:
-        tool("losetup", "--detach", found, check=False)
+    with loop_device(image) as node:
+        yield node
 
 
 @pytest.mark.mount

@@ -41,6 +41,10 @@ def loop_device(image: Path, *, sector_size: int = 512, read_only: bool = False)
         pytest.skip(f"no loop device: {made.stderr.strip()}")
     node = Path(made.stdout.strip())
     try:
+        if not read_only:
+            subprocess.run(["blockdev", "--setrw", str(node)], check=True)
         yield node
     finally:
+        # What `blockdev --setro` said of it would hold for whoever gets the device next.
+        subprocess.run(["blockdev", "--setrw", str(node)], check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["losetup", "--detach", str(node)], check=True)

@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tests.support.loop import loop_device
 from vmfs.fuse.mountinfo import mounted_at, parse_mountinfo
 
 BIN: Final = Path(sys.executable).parent
@@ -329,6 +330,7 @@ def datastore(
     mkfs: Sequence[str] = (),
     lockd_options: Sequence[str] = (),
     check: bool = True,
+    block: bool = False,
 ) -> Iterator[Datastore]:
     """A new volume with lockd and mounts. At the end: unmounted, checked, gone.
 
@@ -339,17 +341,19 @@ def datastore(
         mkfs: more arguments for `vmfs mkfs`.
         lockd_options: more arguments for lockd.
         check: whether `vmfs check` must find nothing at the end.
+        block: whether the LUN is a block device (a loop device on the image).
     """
-    lun, socket = directory / "ds1.img", directory / "lockd" / "sock"
-    done = run_vmfs("mkfs", lun, "--size", size, "--label", "ds1", *mkfs)
-    assert done.returncode == 0, done.stdout + done.stderr
-    socket.parent.mkdir()
-    command: list[str | Path] = [BIN / "lockd", "--lun", f"ds1={lun}", "--socket", socket]
-    command += ["--state", directory / "state", *lockd_options]
-    lockd = Process(command, address_space=64 << 30)  # LMDB maps its whole size
-    ds = Datastore(directory, lun, socket, lockd)
+    image, socket = directory / "ds1.img", directory / "lockd" / "sock"
     with ExitStack() as stack:
-        stack.callback(lun.unlink)
+        stack.callback(image.unlink, missing_ok=True)
+        done = run_vmfs("mkfs", image, "--size", size, "--label", "ds1", *mkfs)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lun = stack.enter_context(loop_device(image)) if block else image
+        socket.parent.mkdir()
+        command: list[str | Path] = [BIN / "lockd", "--lun", f"ds1={lun}", "--socket", socket]
+        command += ["--state", directory / "state", *lockd_options]
+        lockd = Process(command, address_space=64 << 30)  # LMDB maps its whole size
+        ds = Datastore(directory, lun, socket, lockd)
         stack.callback(ds.clean_up)
         stack.enter_context(watchdog(ds.end))
         lockd.wait_for("ready")

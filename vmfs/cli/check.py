@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from vmfs.check import CATALOGUE, Report, Severity, check_device
 from vmfs.cli.common import run
-from vmfs.device.image import ImageDevice
+from vmfs.device.opening import open_lun_device
 from vmfs.errors import VmfsError
 from vmfs.units import MIB, format_size
 
@@ -74,7 +74,7 @@ def check(ctx: click.Context, *, lun: Path, as_json: bool, quiet: bool) -> None:
 
 
 async def _check(lun: Path) -> Report:
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         with _progress_bar() as progress:
             return await check_device(device, progress=progress)

@@ -19,8 +19,8 @@ from vmfs.cli.common import run
 from vmfs.cli.locks import lun_of
 from vmfs.cli.table import table_lines
 from vmfs.device.base import Device
-from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
+from vmfs.device.opening import open_lun_device
 from vmfs.ids import LvOffset
 from vmfs.locks.heartbeat import read_slots
 from vmfs.locks.lease import HolderPace
@@ -70,7 +70,7 @@ async def watch_hosts(lun: Path) -> list[HostFacts]:
     Raises:
         CorruptRecord: one of the slots is none.
     """
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         return await _watch(await find_lv(device))
     finally:

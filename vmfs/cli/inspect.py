@@ -19,7 +19,7 @@ from vmfs.check.inspection import (
 )
 from vmfs.check.reader import ResourceKind
 from vmfs.cli.common import run
-from vmfs.device.image import ImageDevice
+from vmfs.device.opening import open_lun_device
 from vmfs.device.window import Window
 
 _KINDS: Final = {kind.name.lower(): kind for kind in ResourceKind}
@@ -88,7 +88,7 @@ def inspect(  # noqa: PLR0913 - one parameter for each option
 async def _inspect(
     lun: Path, what: str, args: tuple[str, ...], *, shows_all: bool
 ) -> list[Section]:
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         if what == "lvm":
             _require_count(what, args, (0,))

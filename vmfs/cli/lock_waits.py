@@ -31,8 +31,8 @@ from vmfs.cli.held_locks import LockFacts, lock_of_file
 from vmfs.cli.open_files import OpenFile, open_file_lines, open_files
 from vmfs.cli.places import Place, address_at, place_of
 from vmfs.cli.session import name_of_lun
-from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
+from vmfs.device.opening import open_lun_device
 from vmfs.errors import InvalidArgument, LockBusy
 from vmfs.fuse.registry import read_record
 from vmfs.locks.lease import GAPS_MAX, HolderPace
@@ -245,7 +245,7 @@ async def _at_lockd(place: Place, socket: str) -> AsyncIterator[tuple[Observer, 
 
 
 async def _lock(place: Place) -> KnownLock:
-    device = ImageDevice.open(place.lun, writable=False)
+    device = open_lun_device(place.lun, writable=False)
     try:
         window = await find_lv(device)
         volume = await open_lun(device, Findings())

@@ -22,7 +22,7 @@ from vmfs.cli.open_files import open_file_lines, open_files
 from vmfs.cli.places import Place, address_at, place_of
 from vmfs.cli.served import require_unserved
 from vmfs.cli.table import table_lines
-from vmfs.device.image import ImageDevice
+from vmfs.device.opening import open_lun_device
 from vmfs.device.locate import find_lv
 from vmfs.errors import InvalidArgument, LockBusy
 from vmfs.fuse.mountinfo import MountEntry, with_device
@@ -145,7 +145,7 @@ def _since(holder: HolderFacts, now: float) -> str:
 
 @asynccontextmanager
 async def _opened(lun: Path) -> AsyncIterator[OpenVolume]:
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         yield await open_lun(device, Findings())
     finally:
@@ -163,7 +163,7 @@ async def _find_lock(place: Place) -> LockFacts:
 
 
 async def _get_mode(lun: Path) -> str:
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         volume = await find_lv(device)
         data = await volume.read(DESCRIPTOR_OFFSET, FsDescriptor.SIZE)
@@ -179,7 +179,7 @@ async def _set_mode(lun: Path, protocol: LockProtocol) -> str:
     Raises:
         LockBusy: a host has the volume open, or died with it open and was not recovered.
     """
-    device = ImageDevice.open(lun, writable=True)
+    device = open_lun_device(lun, writable=True)
     try:
         volume = await find_lv(device)
         data = await volume.read(DESCRIPTOR_OFFSET, FsDescriptor.SIZE)

@@ -12,7 +12,7 @@ import click
 from vmfs.check.findings import Findings, Severity
 from vmfs.check.opening import OpenVolume, open_lun
 from vmfs.check.slots import describe
-from vmfs.device.image import ImageDevice
+from vmfs.device.opening import open_lun_device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ async def opened(lun: Path) -> AsyncIterator[OpenVolume]:
     Raises:
         VmfsError: there is no volume, it is damaged at its root, or cannot be read.
     """
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         findings = Findings()
         volume = await open_lun(device, findings)

@@ -16,7 +16,7 @@ import click
 
 from vmfs.cli.common import SizeType, run
 from vmfs.cli.served import require_unserved
-from vmfs.device.image import ImageDevice
+from vmfs.device.opening import open_lun_device
 from vmfs.errors import DeviceError, InvalidArgument, WouldOverwrite
 from vmfs.ids import VmfsUuid
 from vmfs.mkfs import (
@@ -163,7 +163,7 @@ def summary(lun: Path, plan: Plan) -> str:
 
 
 async def _make(lun: Path, plan: Plan) -> None:
-    device = ImageDevice.open(lun, writable=True)
+    device = open_lun_device(lun, writable=True)
     try:
         await make_volume(device, plan)
     finally:
@@ -171,7 +171,7 @@ async def _make(lun: Path, plan: Plan) -> None:
 
 
 async def _refuse_to_overwrite(lun: Path) -> None:
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         found = await find_obstacles(device)
     finally:

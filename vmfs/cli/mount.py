@@ -62,7 +62,8 @@ def mount(  # noqa: PLR0913 - one parameter for each option
     `vmfs umount`, which waits until all locks are given up.
 
     Options (-o): lockd=SOCKET, host=NAME, lun=NAME (what lockd calls the LUN), ro, rw, allow_other
-    (default for root), log=FILE, read_ahead_kib=N, max_read=N, nofast, profile=production|test,
+    (default for root), io=auto|inline|aio, log=FILE, read_ahead_kib=N, max_read=N, nofast,
+    profile=production|test,
     and those of the kernel (nosuid, nodev, noexec, noatime, sync, ...). docs/commands.md says more.
     """
     given = parse_options(*options)
@@ -151,7 +152,9 @@ async def _open_and_serve(request: MountRequest, announce: Announce, stopping: "
     if options.lockd is not None:
         lun_name = options.lun_name or await name_of_lun(options.lockd, request.lun)
         session = unix_lockd(options.lockd, host, lun_name)
-    wanted = VolumeOptions(read_only=options.read_only, timing=_TIMINGS[options.profile])
+    wanted = VolumeOptions(
+        read_only=options.read_only, io=options.io, timing=_TIMINGS[options.profile]
+    )
     async with _name_taken_explained(), Volume.open(request.lun, wanted, lockd=session) as volume:
         if volume.read_only and not options.read_only:
             log.warning("mounting read-only: %s", volume.read_only_reason)

@@ -11,7 +11,7 @@ from vmfs.check.opening import open_lun
 from vmfs.cli.common import mounts_here, run
 from vmfs.cli.locks import lun_of
 from vmfs.cli.table import table_lines
-from vmfs.device.image import ImageDevice
+from vmfs.device.opening import open_lun_device
 from vmfs.fuse.registry import MountRecord, is_served, read_record, runtime_directory
 from vmfs.ondisk.heartbeat import Heartbeat
 
@@ -100,7 +100,7 @@ def _state(record: MountRecord | None) -> tuple[str, str]:
 
 
 async def _open_statuses(lun: Path) -> list[OpenStatus]:
-    device = ImageDevice.open(lun, writable=False)
+    device = open_lun_device(lun, writable=False)
     try:
         volume = await open_lun(device, Findings())
     finally:

@@ -9,8 +9,8 @@ from typing import Final
 import click
 
 from vmfs.cli.common import mounts_here, run
-from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
+from vmfs.device.opening import open_lun_device
 from vmfs.errors import DeviceError, InvalidArgument, VmfsError
 from vmfs.fuse.mountinfo import MountEntry, mounted_at
 from vmfs.fuse.registry import MountRecord, is_served, read_record, record_path
@@ -78,7 +78,7 @@ async def _recovery_of(record: MountRecord) -> str:
     if record.slot < 0:
         return "it was read-only, and left nothing behind"
     try:
-        device = ImageDevice.open(record.lun, writable=False)
+        device = open_lun_device(record.lun, writable=False)
     except DeviceError:
         return later
     try:

@@ -10,7 +10,6 @@ import fcntl
 import os
 import stat
 import struct
-from pathlib import Path
 from typing import Final
 
 from vmfs.units import SECTOR_SIZE, align_down
@@ -71,19 +70,12 @@ def is_block_device(fd: int) -> bool:
     return stat.S_ISBLK(os.fstat(fd).st_mode)
 
 
-def is_read_only(path: Path) -> bool:
-    """Whether `path` is a block device that nobody may write (`blockdev --setro`)."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+def is_read_only(fd: int) -> bool:
+    """Whether `fd` is a block device that nobody may write, though root may open it for that."""
+    if not is_block_device(fd):
         return False
-    try:
-        if not is_block_device(fd):
-            return False
-        (flag,) = struct.unpack("<i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
-        return bool(flag)
-    finally:
-        os.close(fd)
+    (flag,) = struct.unpack("<i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))
+    return bool(flag)
 
 
 def logical_sector_size(fd: int) -> int:

@@ -270,7 +270,8 @@ def open_lun(path: Path, *, writable: bool, direct: bool) -> int:
     an exit would prove nothing).
 
     Raises:
-        DeviceError: it cannot be opened, or is neither a regular file nor a block device.
+        DeviceError: it cannot be opened, is neither a regular file nor a block device, or is
+            read-only.
         Unsupported: its sectors are larger than the 512 bytes of a lock record, and it would be
             written or is to be opened past the page cache.
     """
@@ -278,28 +279,24 @@ def open_lun(path: Path, *, writable: bool, direct: bool) -> int:
     try:
         fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
     except OSError as error:
-        raise DeviceError(
-            f"cannot open {path}: {_why_not(path, error, writable=writable)}"
-        ) from error
+        raise DeviceError(f"cannot open {path}: {reason_of(error)}") from error
     try:
-        sector_size = linux.logical_sector_size(fd)
         linux.size_of(fd)
+        if writable and linux.is_read_only(fd):
+            raise DeviceError(f"cannot open {path}: the device is read-only")
+        sector_size = linux.logical_sector_size(fd)
+        if sector_size != SECTOR_SIZE and (writable or direct):
+            raise Unsupported(
+                f"{path} has sectors of {sector_size} bytes; a VMFS-5 lock record is a sector of "
+                f"{SECTOR_SIZE}, and must be written without its neighbours"
+            )
     except OSError as error:
         os.close(fd)
         raise DeviceError(f"cannot open {path}: {reason_of(error)}") from error
-    if sector_size != SECTOR_SIZE and (writable or direct):
+    except BaseException:
         os.close(fd)
-        raise Unsupported(
-            f"{path} has sectors of {sector_size} bytes; a VMFS-5 lock record is a sector of "
-            f"{SECTOR_SIZE}, and must be written without its neighbours"
-        )
+        raise
     return fd
-
-
-def _why_not(path: Path, error: OSError, *, writable: bool) -> str:
-    if writable and error.errno in (errno.EACCES, errno.EROFS) and linux.is_read_only(path):
-        return "the device is read-only"
-    return reason_of(error)
 
 
 def reason_of(error: OSError) -> str:

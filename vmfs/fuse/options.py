@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from vmfs.device.opening import IoMode
 from vmfs.errors import InvalidArgument
 
 KERNEL_FLAGS: Final = {
@@ -56,6 +57,7 @@ class MountOptions:
     read_ahead_kib: int = 1024  # what the kernel reads ahead of a sequential reader
     fast: bool = True  # poll before waiting (vmfs.fuse.fast_wait)
     log: str | None = None  # file for the log; None: stderr, or syslog in the background
+    io: IoMode = IoMode.AUTO  # how the bytes of the LUN move: through the page cache, or past it
     profile: str = "production"  # pace of the heartbeat: production or test
     nonempty: bool = False  # say nothing when the mount hides what is in the directory
     kernel_flags: tuple[str, ...] = ()
@@ -148,6 +150,14 @@ def _count(options: MountOptions, field: str, value: str, *, low: int, high: int
     return dataclasses.replace(options, **changed)
 
 
+def _io(options: MountOptions, value: str) -> MountOptions:
+    try:
+        return dataclasses.replace(options, io=IoMode(value))
+    except ValueError:
+        modes = ", ".join(mode.value for mode in IoMode)
+        raise InvalidArgument(f"mount option io={value}: there are {modes}") from None
+
+
 def _profile(options: MountOptions, value: str) -> MountOptions:
     if value not in PROFILES:
         raise InvalidArgument(f"mount option profile={value}: there are {' and '.join(PROFILES)}")
@@ -160,6 +170,7 @@ _VALUED: Final[dict[str, Callable[[MountOptions, str], MountOptions]]] = {
     "lockd": lambda options, value: dataclasses.replace(options, lockd=value),
     "host": lambda options, value: dataclasses.replace(options, host=value),
     "lun": lambda options, value: dataclasses.replace(options, lun_name=value),
+    "io": _io,
     "log": lambda options, value: dataclasses.replace(options, log=value),
     "profile": _profile,
     "max_read": lambda options, value: _count(options, "max_read", value, low=4096, high=1 << 20),
