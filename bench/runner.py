@@ -41,6 +41,8 @@ class Plan:
         parent: the directory in which the run makes its own.
         loads: in their order.
         variants: their names.
+        seconds_max: no round is begun that would end later, setting up included; the first one
+            always is.
         guest_disk: makes and boots a guest from this raw disk; None: no guest.
     """
 
@@ -49,6 +51,7 @@ class Plan:
     scale: Scale
     loads: Sequence[Load]
     variants: Sequence[str]
+    seconds_max: float
     guest_disk: Path | None = None
 
 
@@ -95,7 +98,7 @@ def run(plan: Plan, work: Path) -> Outcome:
         bench.mount(plan.variants)
         say(f"{plan.place}: {len(bench.variants)} variants in {time.monotonic() - started:.0f} s")
         rounds = Rounds(plan, bench.variants)
-        rounds.run()
+        rounds.run(until=started + plan.seconds_max)
     return Outcome(samples=rounds.samples, failures=rounds.failures, findings=bench.check())
 
 
@@ -108,17 +111,24 @@ class Rounds:
         self._plan = plan
         self._variants = variants
 
-    def run(self) -> None:
-        """Round after round: each load on each variant, in an order that goes round too."""
-        started, total = time.monotonic(), self._plan.scale.rounds * len(self._plan.loads)
+    def run(self, *, until: float) -> None:
+        """Round after round, while there is time: each load on each variant, the order rotated."""
         for number in range(self._plan.scale.rounds):
-            for position, load in enumerate(self._plan.loads):
-                for variant in rotated(self._variants, number + position):
-                    if variant.can(load):
-                        self._measure(load, variant, number)
-                done = number * len(self._plan.loads) + position + 1
-                left = (time.monotonic() - started) * (total - done) / done
-                say(f"{self._plan.place}, round {number + 1}: {load.name} ({left:.0f} s left)")
+            started = time.monotonic()
+            self._round(number)
+            say(f"{self._plan.place}: round {number + 1} of {self._plan.scale.rounds} is done")
+            if 2 * time.monotonic() - started > until:
+                say("no time for another round")
+                return
+
+    def _round(self, number: int) -> None:
+        started, count = time.monotonic(), len(self._plan.loads)
+        for position, load in enumerate(self._plan.loads):
+            for variant in rotated(self._variants, number + position):
+                if variant.can(load):
+                    self._measure(load, variant, number)
+            left = (time.monotonic() - started) * (count / (position + 1) - 1)
+            say(f"{self._plan.place}, round {number + 1}: {load.name} ({left:.0f} s left)")
 
     def _measure(self, load: Load, variant: Variant, number: int) -> None:
         place = variant.place
