@@ -283,6 +283,34 @@ async def test_beat_that_does_not_get_through_is_given_up_and_tried_again(
         assert lost == []
 
 
+@pytest.mark.parametrize("reservation", [False, True])
+async def test_beat_under_way_puts_no_limit_on_the_release(
+    autojump_clock: MockClock, *, reservation: bool
+) -> None:
+    async with cluster() as lab:
+        a, b = await lab.host("a", reservation=reservation), await lab.host("b")
+        until: list[float] = []
+
+        async def beat() -> None:
+            await a.slot.beat_forever(
+                timing=LEASES, on_acknowledged=until.append, on_lost=a.lost.append
+            )
+
+        await b.client.reserve()  # the beat waits, and the release behind it
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat)
+            await trio.sleep(1)
+            begun = list(until)
+            nursery.start_soon(a.slot.release)
+            await trio.sleep(1)
+            await b.client.release()
+
+        assert a.slot.beats == 1
+        assert until == begun
+        assert a.lost == []
+        assert not (await lab.slot(a.slot.index)).is_in_use
+
+
 async def beats(host: LockHost, lost: list[str]) -> None:
     await host.slot.beat_forever(timing=LEASES, on_acknowledged=ignore, on_lost=lost.append)
 

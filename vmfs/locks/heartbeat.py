@@ -260,7 +260,8 @@ class HeartbeatSlot:
             with trio.move_on_after(timing.beat) as scope:
                 try:
                     await self.beat()
-                    on_acknowledged(timing.stops_at(self._acknowledged))
+                    if not self._ending.is_set():  # else nothing limits the I/O that is left
+                        on_acknowledged(timing.stops_at(self._acknowledged))
                 except (LeaseLost, CorruptRecord) as error:
                     if self._ending.is_set():
                         return
