@@ -1,6 +1,7 @@
 """A LUN that lockd serves: nobody overwrites what it and its hosts rely on."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from click.testing import CliRunner, Result
 
 from lockd.server.exclusive import hold
 from vmfs.cli.main import cli
-from vmfs.cli.served import require_unserved
+from vmfs.cli.served import require_idle
 from vmfs.errors import DeviceError, LockBusy
 from vmfs.units import MIB
 
@@ -67,12 +68,26 @@ def test_lun_is_free_again_when_lockd_has_ended(lun: Path) -> None:
     with lun.open("rb+") as file:
         hold(file.fileno(), str(lun))
         with pytest.raises(LockBusy):
-            require_unserved(lun)
-    require_unserved(lun)
+            require_idle(lun)
+    require_idle(lun)
     assert vmfs("lockmode", "set", "reservation", lun).exit_code == 0
     assert vmfs("check", lun).exit_code == 0
 
 
+@pytest.mark.parametrize("mode", ["rb", "rb+"])
+def test_lun_that_a_process_has_open_for_writing_is_not_formatted(lun: Path, mode: str) -> None:
+    with (
+        lun.open(mode) as file,
+        subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[file.fileno()]) as other,
+    ):
+        done = vmfs("mkfs", lun, "--force", "--label", "x", "--files", "400")
+        other.kill()
+
+    assert done.exit_code == (0 if mode == "rb" else 1), done.output
+    said = f"{lun} is open for writing in cat (pid {other.pid}): unmount it first"
+    assert (said in done.stderr) == (mode == "rb+")
+
+
 def test_lun_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="cannot open"):
-        require_unserved(tmp_path / "none")
+        require_idle(tmp_path / "none")

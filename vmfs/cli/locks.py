@@ -20,10 +20,10 @@ from vmfs.cli.held_locks import HolderFacts, LockFacts, find_locks, lock_of_file
 from vmfs.cli.lock_waits import break_lock, history, why
 from vmfs.cli.open_files import open_file_lines, open_files
 from vmfs.cli.places import Place, address_at, place_of
-from vmfs.cli.served import require_unserved
+from vmfs.cli.served import require_idle
 from vmfs.cli.table import table_lines
-from vmfs.device.opening import open_lun_device
 from vmfs.device.locate import find_lv
+from vmfs.device.opening import open_lun_device
 from vmfs.errors import InvalidArgument, LockBusy
 from vmfs.fuse.mountinfo import MountEntry, with_device
 from vmfs.ondisk.descriptor import DESCRIPTOR_OFFSET, FsDescriptor, LockProtocol
@@ -96,7 +96,7 @@ def get_mode(*, target: Path) -> None:
 @click.argument("lun", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def set_mode(*, mode: str, lun: Path) -> None:
     """Change how locks are taken. No host may have the volume on LUN open, no lockd serve it."""
-    require_unserved(lun)
+    require_idle(lun)
     before = run(_set_mode, lun, _PROTOCOLS[mode])
     click.echo(f"{lun}: {mode}" + ("" if before == mode else f" (was {before})"))
 

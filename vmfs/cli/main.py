@@ -10,6 +10,7 @@ from vmfs.cli.completion import completion
 from vmfs.cli.copy_out import cp
 from vmfs.cli.hosts import hosts
 from vmfs.cli.inspect import inspect
+from vmfs.cli.journal import journal
 from vmfs.cli.locks import lockmode, locks
 from vmfs.cli.mkfs import mkfs
 from vmfs.cli.mount import mount, mount_helper_arguments
@@ -36,6 +37,7 @@ cli.add_command(completion)
 cli.add_command(cp)
 cli.add_command(hosts)
 cli.add_command(inspect)
+cli.add_command(journal)
 cli.add_command(ls)
 cli.add_command(lockmode)
 cli.add_command(locks)

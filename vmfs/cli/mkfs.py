@@ -15,7 +15,7 @@ from typing import Final
 import click
 
 from vmfs.cli.common import SizeType, run
-from vmfs.cli.served import require_unserved
+from vmfs.cli.served import require_idle
 from vmfs.device.opening import open_lun_device
 from vmfs.errors import DeviceError, InvalidArgument, WouldOverwrite
 from vmfs.ids import VmfsUuid
@@ -100,8 +100,8 @@ def mkfs(  # noqa: PLR0913 - one parameter for each option
 
     A file that does not exist is created, sparse, with --size (1 GiB to 64 TiB). A LUN that holds
     a filesystem, a partition table, or anything but zeroes in its first 2 MiB is only overwritten
-    with --force; so is a datastore that a host has open. A LUN that lockd serves is never
-    overwritten: stop lockd first.
+    with --force. A LUN that lockd serves, or that
+    another process has open for writing, is never overwritten.
     """
     if not label or not label.isprintable():
         raise InvalidArgument(f"the label {label!r} is empty, or cannot be printed")
@@ -123,7 +123,7 @@ def mkfs(  # noqa: PLR0913 - one parameter for each option
     plan = plan_volume(request)
     created = not lun.exists()
     if not created:
-        require_unserved(lun)
+        require_idle(lun)
         if not force:
             run(_refuse_to_overwrite, lun)
     try:

@@ -6,11 +6,10 @@ links: no mount is touched, as one of them may hang. Another user's processes ar
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from vmfs.cli.common import mounts_here
 from vmfs.cli.places import Place
-from vmfs.cli.proc import descriptors
+from vmfs.cli.proc import descriptors, name_of
 from vmfs.fuse.registry import read_record
 
 
@@ -32,7 +31,7 @@ def open_files(place: Place) -> tuple[OpenFile, ...]:
             path = entry.mount_point.rstrip("/") + place.inside
             hosts[path] = record.host if record is not None else "?"
     return tuple(
-        OpenFile(host=hosts[path], process=_name_of(pid), pid=pid)
+        OpenFile(host=hosts[path], process=name_of(pid), pid=pid)
         for pid, path in sorted(set(_links()))
         if path in hosts
     )
@@ -54,10 +53,3 @@ def _links() -> Iterator[tuple[int, str]]:
             yield pid, str(link.readlink())
         except OSError:
             continue  # closed meanwhile
-
-
-def _name_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
-    except OSError:
-        return "?"

@@ -1,4 +1,4 @@
-"""The descriptors of every process, as /proc shows them: of all for root, else of the own user."""
+"""Processes and their descriptors, as /proc shows them: all to root, to others their own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,3 +19,11 @@ def descriptors(kind: str) -> Iterator[tuple[int, Path]]:
             continue  # it has ended, or is another user's
         for path in paths:
             yield int(process.name), path
+
+
+def name_of(pid: int) -> str:
+    """The name of a process; `?` when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
+    except OSError:
+        return "?"
