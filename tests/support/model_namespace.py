@@ -24,6 +24,7 @@ from vmfs.files.attributes import (
     RenameFlag,
     VolumeStatistics,
 )
+from vmfs.files.watcher import Watcher
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
 from vmfs.units import MIB, TIB
@@ -182,6 +183,18 @@ class ModelNamespace:
     def forget(self, address: FdAddress) -> None:
         self.trip("forget")
         self.forgotten.append(address)
+
+    def entries_held(self, address: FdAddress) -> None:
+        """Nothing is held."""
+
+    def attributes_held(self, address: FdAddress, generation: int) -> None:
+        """Nothing is held."""
+
+    def tenure(self, address: FdAddress) -> int:
+        return 0
+
+    def watch(self, watcher: Watcher) -> None:
+        self.watcher = watcher
 
     def attributes(self, number: int) -> Attributes:
         node = self._node(address_of(number))

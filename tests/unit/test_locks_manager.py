@@ -75,7 +75,7 @@ async def test_cached_exclusive_is_handed_over(autojump_clock: MockClock) -> Non
 
         assert a.revoked == [(lock, FREE)]
         assert a.locks.mode_held(lock) is FREE
-        assert a.locks.token(lock) == 0
+        assert a.locks.tenure(lock) == 0
         assert (await lab.record(lock)).exclusive_holder == b.slot.holder
 
 

@@ -115,7 +115,7 @@ async def test_unlocked_grants_reading_and_nothing_else() -> None:
     locks.hold_open(LOCK, LockMode.SHARED)
     locks.drop_open(LOCK, LockMode.SHARED)
     assert locks.mode_held(LOCK) is LockMode.FREE
-    assert locks.token(LOCK) == 0
+    assert locks.tenure(LOCK) == 0
     assert await locks.forget(LOCK)
     assert await locks.ask_attributes(LOCK, HOLDER) is None
     await locks.release_all()

@@ -5,7 +5,7 @@ ask for. `VolumeStatistics` is what statfs(2) shows. `ListedName` is one line of
 """
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Final
 
@@ -40,6 +40,9 @@ class Attributes:
 
     `mode` has the permission bits only; `st_mode` adds the type. Times are whole seconds since
     1970, as the format keeps them. `blocks_512` counts what the file takes on the volume.
+
+    `tenure` is that of the node's lock when this was seen under it (`Locks.tenure`); 0: it was seen
+    in passing, or is not known to hold still.
     """
 
     address: FdAddress
@@ -55,6 +58,7 @@ class Attributes:
     ctime: int
     atime: int
     block_size: int
+    tenure: int = field(default=0, compare=False)
 
     @property
     def st_mode(self) -> int:

@@ -10,6 +10,7 @@ the guard (exclusive) and an exclusive pin. `stage` is the end of every such ste
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Final
 
 from vmfs.errors import CorruptRecord, NotADirectory, NotPermitted, StaleHandle
@@ -78,14 +79,17 @@ class Inode:
     """One node: its identity, its guard, who has it open here, and its contents if known."""
 
     __slots__ = (
-        "address", "contents", "generation", "guard", "lock", "name", "orphaned",
+        "address", "changed", "contents", "generation", "guard", "lock", "name", "orphaned",
         "readers", "remembered", "writers",
     )  # fmt: skip
 
-    def __init__(self, address: FdAddress, lock: LockId) -> None:
-        """Nothing is known but where it is."""
+    def __init__(
+        self, address: FdAddress, lock: LockId, *, changed: Callable[[FdAddress], None]
+    ) -> None:
+        """Nothing is known but where it is; `changed` is called at every step that changes it."""
         self.address = address
         self.lock = lock
+        self.changed = changed
         self.guard = Guard()
         self.generation: int | None = None  # None: whatever the descriptor says first
         self.contents: Contents | None = None
@@ -170,14 +174,15 @@ class Inode:
         contents.desc = contents.map.describe(contents.desc)
         data = contents.desc.pack()
         metadata.stage(self.lock.lv_offset + META_OFFSET, data + contents.area() if area else data)
+        self.changed(self.address)
 
     def __str__(self) -> str:
         name = self.name.decode("utf-8", "replace")
         return f"{name!r} ({self.address:#010x})" if name else f"{self.address:#010x}"
 
 
-def attributes_of(desc: FileDesc) -> Attributes:
-    """What stat(2) shows of a descriptor."""
+def attributes_of(desc: FileDesc, *, tenure: int = 0) -> Attributes:
+    """What stat(2) shows of a descriptor, and the tenure of its lock that it was seen in."""
     return Attributes(
         address=desc.address,
         generation=desc.generation,
@@ -192,4 +197,5 @@ def attributes_of(desc: FileDesc) -> Attributes:
         ctime=desc.ctime,
         atime=desc.atime,
         block_size=desc.block_size,
+        tenure=tenure,
     )

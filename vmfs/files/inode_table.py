@@ -17,6 +17,7 @@ from vmfs.files.attributes import Attributes, ListedName
 from vmfs.files.dir_block import DOT, DOT_DOT
 from vmfs.files.ground import Ground
 from vmfs.files.inode import Contents, Inode, attributes_of
+from vmfs.files.watcher import Unwatched, Watcher
 from vmfs.ids import FdAddress
 from vmfs.locks.base import HolderIs
 from vmfs.locks.order import LockId, LockKind
@@ -37,6 +38,8 @@ class InodeTable:
         self._ground = ground
         self._inodes: dict[FdAddress, Inode] = {}
         self._forgotten: set[FdAddress] = set()
+        self._changed = self._tell_changed  # one bound method for all nodes
+        self.watcher: Watcher = Unwatched()
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -50,7 +53,7 @@ class InodeTable:
         inode = self._inodes.get(address)
         if inode is None:
             self._must_exist(address)
-            inode = Inode(address, self._ground.lock_of(address))
+            inode = Inode(address, self._ground.lock_of(address), changed=self._changed)
             self._inodes[address] = inode
         return inode
 
@@ -114,8 +117,10 @@ class InodeTable:
             return True
         return self._ground.metadata.is_live([(inode.lock.lv_offset, FD_SIZE)])
 
-    def drop(self, lock: LockId) -> None:
-        """The lock is being given up: what was known under it is known no more."""
+    async def drop(self, lock: LockId) -> None:
+        """The lock is being given up: what was known under it is known no more, by nobody here."""
+        if lock.kind is LockKind.FILE_DESC:
+            await self.watcher.give_up(self._address_of(lock))
         inode = self._of_lock(lock)
         if inode is not None:
             inode.contents = None
@@ -196,10 +201,9 @@ class InodeTable:
             CorruptRecord: the descriptor or its lock record is damaged.
         """
         inode = self.get(address)
-        known = self.known(inode)
-        if known is not None:
-            inode.check_generation(known.desc)
-            return attributes_of(known.desc)
+        held = self.at_hand(inode)
+        if held is not None:
+            return held
         for _ in range(PEEK_ATTEMPTS):
             if self._ground.locks.mode_held(inode.lock) is not LockMode.FREE:
                 break
@@ -208,7 +212,23 @@ class InodeTable:
                 inode.check_generation(desc)
                 return attributes_of(desc)
         async with self.held({address: LockMode.SHARED}) as nodes:
-            return nodes[address].attributes()
+            return self._attributes(nodes[address])
+
+    def at_hand(self, inode: Inode) -> Attributes | None:
+        """Attributes that are known under a lock.
+
+        Raises:
+            StaleHandle: it was deleted.
+        """
+        known = self.known(inode)
+        if known is None:
+            return None
+        inode.check_generation(known.desc)
+        return self._attributes(inode)
+
+    def _attributes(self, inode: Inode) -> Attributes:
+        """Of a node whose contents are known under its lock."""
+        return attributes_of(inode.desc, tenure=self._ground.locks.tenure(inode.lock))
 
     async def _look(self, inode: Inode) -> FileDesc | None:
         """One look without a lock; None when it was not conclusive."""
@@ -232,9 +252,13 @@ class InodeTable:
     def _of_lock(self, lock: LockId) -> Inode | None:
         if lock.kind is not LockKind.FILE_DESC:
             return None
-        if lock == self._ground.tree_lock:
-            return self._inodes.get(VH_FD)
-        return self._inodes.get(FdAddress(lock.index))
+        return self._inodes.get(self._address_of(lock))
+
+    def _address_of(self, lock: LockId) -> FdAddress:
+        return VH_FD if lock == self._ground.tree_lock else FdAddress(lock.index)
+
+    def _tell_changed(self, address: FdAddress) -> None:
+        self.watcher.changed(address)
 
     def _must_exist(self, address: FdAddress) -> None:
         try:

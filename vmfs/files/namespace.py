@@ -33,6 +33,7 @@ from vmfs.files.attributes import (
 )
 from vmfs.files.create import Birth, Creator
 from vmfs.files.data import FileData
+from vmfs.files.dir_block import EntryArray
 from vmfs.files.directory import ATTEMPTS_MAX, Directories, OpenDirectory, text
 from vmfs.files.file import OpenFile
 from vmfs.files.ground import Ground
@@ -42,6 +43,7 @@ from vmfs.files.names import Names, dangling
 from vmfs.files.orphans import Orphans
 from vmfs.files.removal import Removals
 from vmfs.files.rename import Move, Renamer
+from vmfs.files.watcher import Watcher
 from vmfs.ids import FdAddress
 from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.dirent import NAME_MAX, DirEntry
@@ -59,6 +61,7 @@ class Namespace:
         """Stand on `ground`; `table` is shared with whoever answers for revoked locks."""
         self._ground = ground
         self._table = table
+        self._lost = False
         self._removals = Removals(ground)
         self._data = FileData(ground, self._removals)
         self._directories = Directories(ground, table)
@@ -133,6 +136,46 @@ class Namespace:
             files_free=files.free,
             name_length_max=NAME_MAX,
         )
+
+    def entries_held(self, address: FdAddress) -> EntryArray | None:
+        """The entries of a directory, if this host holds it and has them at hand.
+
+        Good until the caller awaits anything.
+        """
+        inode = self._table.find(address)
+        if inode is None or not self.tenure(address):
+            return None
+        contents = self._table.known(inode)
+        return None if contents is None else contents.entries
+
+    def attributes_held(self, address: FdAddress, generation: int) -> Attributes | None:
+        """The attributes of a node, if this host holds it and has them at hand.
+
+        None also when the address means another generation to this host.
+        """
+        inode = self._table.find(address)
+        if inode is None or inode.generation != generation or not self.tenure(address):
+            return None
+        return self._table.at_hand(inode)
+
+    def tenure(self, address: FdAddress) -> int:
+        """Since when this host has had the node's lock without a break: see `Locks.tenure`.
+
+        What was told of a node, or listed of a directory, is true as long as this stays the same
+        (and not 0) and this host changes nothing itself. Always 0 once this host was fenced.
+        """
+        inode = self._table.find(address)
+        return 0 if inode is None or self._lost else self._ground.locks.tenure(inode.lock)
+
+    def watch(self, watcher: Watcher) -> None:
+        """Have `watcher` told when what was copied from here holds no more. One at most."""
+        self._table.watcher = watcher
+
+    def lost(self) -> None:
+        """This host may not touch the LUN any more: nothing that was told from here is sure."""
+        if not self._lost:
+            self._lost = True
+            self._table.watcher.lost()
 
     def forget(self, address: FdAddress) -> None:
         """The kernel's lookup count of this node fell to zero: its memory may go."""

@@ -33,6 +33,7 @@ class _Known:
     count: int
     parent: FdAddress
     name: bytes
+    generation: int
 
 
 class KnownNodes:
@@ -45,15 +46,31 @@ class KnownNodes:
     def __len__(self) -> int:
         return len(self._nodes)
 
-    def add(self, address: FdAddress, *, parent: FdAddress, name: bytes) -> None:
+    def has(self, address: FdAddress) -> bool:
+        """Whether the kernel knows the node."""
+        return address == self._root or address in self._nodes
+
+    def is_another(self, address: FdAddress, generation: int) -> bool:
+        """Whether the kernel knows the address as that of a node of another generation."""
+        known = self._nodes.get(address)
+        return known is not None and known.generation != generation
+
+    def addresses(self) -> tuple[FdAddress, ...]:
+        """Every node but the root."""
+        return tuple(self._nodes)
+
+    def add(
+        self, address: FdAddress, *, parent: FdAddress, name: bytes, generation: int = 0
+    ) -> None:
         """A reply that carries the node is about to be sent."""
         if address == self._root:
             return
         known = self._nodes.get(address)
         if known is None:
-            self._nodes[address] = _Known(1, parent, name)
+            self._nodes[address] = _Known(1, parent, name, generation)
             return
         known.count += 1
+        known.generation = generation
         if name not in (b".", b".."):
             known.parent, known.name = parent, name
 

@@ -20,7 +20,7 @@ from typing import Final
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext
 
-from vmfs.errors import CorruptRecord, Exists, NotFound, NotPermitted, StaleHandle
+from vmfs.errors import Exists, NotFound, NotPermitted, StaleHandle
 from vmfs.files.attributes import (
     ROOT_ADDRESS,
     AttributeChanges,
@@ -31,17 +31,20 @@ from vmfs.files.attributes import (
 from vmfs.fuse import known_nodes
 from vmfs.fuse.answering import answered, of_file, of_inode, of_name, of_volume
 from vmfs.fuse.handles import Handles
+from vmfs.fuse.kernel_cache import KernelCache
 from vmfs.fuse.known_nodes import KnownNodes
+from vmfs.fuse.listing import Listing, Names
 from vmfs.fuse.translate import (
     bare_entry,
     changes_of,
     entry_of,
     is_for_writing,
+    no_entry,
     rename_flags_of,
     statvfs_of,
     without_privileges,
 )
-from vmfs.fuse.tree import Tree, TreeDirectory, TreeFile
+from vmfs.fuse.tree import Tree, TreeFile
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
 
@@ -55,20 +58,13 @@ _DOT, _DOT_DOT, _FIRST_NAME = 0, 1, 2
 """Positions in a listing: `.`, `..`, and from 2 on the directory's own, moved up by 2."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _FileHandle:
     """One open(2). A write by anybody but root takes set-user-ID and set-group-ID away."""
 
     file: TreeFile
     strips_privileges: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _DirectoryHandle:
-    """One opendir(3)."""
-
-    directory: TreeDirectory
-    address: FdAddress
+    dropped_in: int  # the tenure in which this open had older pages dropped; 0: not, or known
 
 
 class Operations(pyfuse3.Operations):
@@ -84,16 +80,26 @@ class Operations(pyfuse3.Operations):
         self._namespace = namespace
         self._known = KnownNodes(ROOT_ADDRESS)
         self._files: Handles[_FileHandle] = Handles()
-        self._directories: Handles[_DirectoryHandle] = Handles()
+        self._directories: Handles[Listing] = Handles()
         self._directories_seen: dict[FdAddress, Attributes] = {}  # as long as the kernel knows them
+        self.cache = KernelCache(namespace, self._known)
+        namespace.watch(self.cache)
 
     # --- names ---
 
     @answered(of_name)
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        """Find a name; one lookup more is counted."""
+        """Find a name; one lookup more is counted. That there is none is an answer, too."""
         parent = _address(parent_inode)
-        return self._found(await self._namespace.lookup(parent, name), parent, name)
+        seen = self._namespace.tenure(parent)
+        try:
+            found = await self._namespace.lookup(parent, name)
+        except NotFound:
+            lasting = self.cache.name_seconds(parent, seen)
+            if not lasting:
+                raise
+            return no_entry(lasting)
+        return self._found(found, parent, name, seen)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Take lookups back. There is nobody to answer, so nothing is raised."""
@@ -110,8 +116,9 @@ class Operations(pyfuse3.Operations):
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise NotPermitted("VMFS-5 has no device nodes, FIFOs or sockets")
         parent = _address(parent_inode)
+        seen = self._namespace.tenure(parent)
         made = await self._namespace.mknod(parent, name, _creation(mode, ctx))
-        return self._found(made, parent, name)
+        return self._made(made, parent, name, seen)
 
     @answered(of_name)
     async def mkdir(
@@ -119,8 +126,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make an empty directory."""
         parent = _address(parent_inode)
+        seen = self._namespace.tenure(parent)
         made = await self._namespace.mkdir(parent, name, _creation(mode, ctx))
-        return self._found(made, parent, name)
+        return self._made(made, parent, name, seen)
 
     @answered(of_name)
     async def symlink(
@@ -128,9 +136,10 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make a symbolic link."""
         parent = _address(parent_inode)
+        seen = self._namespace.tenure(parent)
         creation = Creation(mode=0o777, uid=ctx.uid, gid=ctx.gid)
         made = await self._namespace.symlink(parent, name, target, creation)
-        return self._found(made, parent, name)
+        return self._made(made, parent, name, seen)
 
     @answered(of_name)
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -167,8 +176,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Give a file one more name."""
         parent = _address(new_parent_inode)
+        seen = self._namespace.tenure(parent)
         linked = await self._namespace.link(_address(inode), parent, new_name)
-        return self._found(linked, parent, new_name)
+        return self._made(linked, parent, new_name, seen)
 
     # --- attributes ---
 
@@ -187,7 +197,7 @@ class Operations(pyfuse3.Operations):
                 raise
             return entry_of(dataclasses.replace(last, link_count=0))
         self._see(attributes)
-        return entry_of(attributes)
+        return entry_of(attributes, attribute_seconds=self.cache.attribute_seconds(attributes))
 
     @answered(of_inode)
     async def setattr(
@@ -223,7 +233,8 @@ class Operations(pyfuse3.Operations):
     @answered(of_inode)
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         """Open a file; EBUSY when another host has it in use."""
-        return self._opened(await self._open(_address(inode), flags), ctx)
+        file = await self._open(_address(inode), flags)
+        return self._opened(file, ctx, self.cache.opened(file.attributes))
 
     @answered(of_name)
     async def create(
@@ -232,6 +243,7 @@ class Operations(pyfuse3.Operations):
         """Make a file and open it; without O_EXCL, open what another host has made meanwhile."""
         parent = _address(parent_inode)
         for _ in range(_CREATE_TRIES_MAX):
+            seen = self._namespace.tenure(parent)
             try:
                 made, file = await self._namespace.create(
                     parent, name, _creation(mode, ctx), append=bool(flags & os.O_APPEND)
@@ -240,24 +252,26 @@ class Operations(pyfuse3.Operations):
                 if flags & os.O_EXCL:
                     raise
             else:
-                return self._opened(file, ctx), self._found(made, parent, name)
+                opened = self._opened(file, ctx, self.cache.created(made))
+                return opened, self._made(made, parent, name, seen)
             try:
                 found = await self._namespace.lookup(parent, name)
                 file = await self._open(found.address, flags)
             except (NotFound, StaleHandle):
                 continue  # and gone again: make it
-            return self._opened(file, ctx), self._found(found, parent, name)
+            now = file.attributes  # what was found is of before it was opened
+            return self._opened(file, ctx, self.cache.opened(now)), self._made(now, parent, name, 0)
         raise StaleHandle(f"{name!r} is created and deleted by another host all the time")
 
     @answered(of_file)
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Up to `size` bytes; fewer only at the end of the file."""
-        return await self._files[fh].file.read(off, size)
+        return await self._used(fh).file.read(off, size)
 
     @answered(of_file)
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """All of `buf`."""
-        handle = self._files[fh]
+        handle = self._used(fh)
         if handle.strips_privileges:
             await self._strip(handle.file)
         return await handle.file.write(off, buf)
@@ -279,28 +293,21 @@ class Operations(pyfuse3.Operations):
         """Open a directory for listing."""
         address = _address(inode)
         directory = await self._namespace.open_directory(address)
-        return self._directories.add(_DirectoryHandle(directory, address))
+        return self._directories.add(Listing(self._namespace, directory, address))
 
     @answered(of_volume)
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """List names with their attributes; each entry that fits counts as a lookup."""
-        handle = self._directories[fh]
-        if start_id <= _DOT_DOT and not await self._reply_dots(handle, start_id, token):
+        self.cache.listing_taken(fh)
+        listing = self._directories[fh]
+        if start_id <= _DOT_DOT and not await self._reply_dots(listing.address, start_id, token):
             return
-        position = max(start_id - _FIRST_NAME, 0)
-        while True:
-            names = await handle.directory.read(position)
-            if not names:
-                return
-            for following, listed in names:
-                position = following
-                entry = await self._entry_of_name(handle.address, listed)
-                if entry is None:
-                    continue
-                if not pyfuse3.readdir_reply(token, listed.name, entry, following + _FIRST_NAME):
-                    return
-                address = _address(entry.st_ino)
-                self._known.add(address, parent=handle.address, name=listed.name)
+        names = await listing.names(max(start_id - _FIRST_NAME, 0))
+        if self._reply_at_hand(fh, names, token):
+            return
+        await listing.look_ahead(names)
+        if not self._reply_at_hand(fh, names, token):
+            await self._reply_one_by_one(listing, names, token)
 
     @answered(of_volume)
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -310,7 +317,8 @@ class Operations(pyfuse3.Operations):
     @answered(of_volume)
     async def releasedir(self, fh: int) -> None:
         """Close a directory."""
-        await self._directories.remove(fh).directory.release()
+        self.cache.listing_taken(fh)
+        await self._directories.remove(fh).release()
 
     # --- the mount's own ---
 
@@ -320,9 +328,9 @@ class Operations(pyfuse3.Operations):
         A forced or lazy unmount, and the end of the process, leave both behind.
         """
         left = [handle.file for handle in self._files]
-        left_directories = [handle.directory for handle in self._directories]
+        left_directories = list(self._directories)
         self._files, self._directories = Handles(), Handles()
-        items: list[TreeFile | TreeDirectory] = [*left, *left_directories]
+        items: list[TreeFile | Listing] = [*left, *left_directories]
         for item in items:
             try:
                 await item.release()
@@ -349,11 +357,39 @@ class Operations(pyfuse3.Operations):
         except KeyError:
             return f"<handle {fh}>"
 
-    def _found(self, attributes: Attributes, parent: FdAddress, name: bytes) -> EntryAttributes:
-        """Count the lookup that this reply is, and make the reply."""
-        self._known.add(attributes.address, parent=parent, name=name)
+    def _found(
+        self, attributes: Attributes, parent: FdAddress, name: bytes, seen: int
+    ) -> EntryAttributes:
+        """Count the lookup that this reply is, and make the reply; `seen` as `name_seconds` has it.
+
+        Right before it is sent: nothing may be awaited in between.
+        """
+        lasting = self.cache.attribute_seconds(attributes)
+        return self._counted(attributes, parent, name, seen, lasting)
+
+    def _made(
+        self, attributes: Attributes, parent: FdAddress, name: bytes, seen: int
+    ) -> EntryAttributes:
+        """As `_found`, in reply to a change: its attributes are good for one look."""
+        return self._counted(attributes, parent, name, seen, 0)
+
+    def _counted(
+        self,
+        attributes: Attributes,
+        parent: FdAddress,
+        name: bytes,
+        seen: int,
+        attribute_seconds: float,
+    ) -> EntryAttributes:
+        self._known.add(
+            attributes.address, parent=parent, name=name, generation=attributes.generation
+        )
         self._see(attributes)
-        return entry_of(attributes)
+        return entry_of(
+            attributes,
+            name_seconds=self.cache.name_seconds(parent, seen),
+            attribute_seconds=attribute_seconds,
+        )
 
     def _see(self, attributes: Attributes) -> None:
         """Remember what a directory was like: removal frees its descriptor at once."""
@@ -362,10 +398,21 @@ class Operations(pyfuse3.Operations):
         else:
             self._directories_seen.pop(attributes.address, None)
 
-    def _opened(self, file: TreeFile, ctx: RequestContext) -> FileInfo:
-        """A handle for `file`. Pages cached by an earlier open are dropped (keep_cache off)."""
-        handle = self._files.add(_FileHandle(file, strips_privileges=ctx.uid != 0))
-        return FileInfo(fh=handle, keep_cache=False)
+    def _opened(self, file: TreeFile, ctx: RequestContext, tenure: int) -> FileInfo:
+        """A handle for `file`. The kernel drops its pages now unless all are of this tenure."""
+        keep = self.cache.has_pages_of(file.address, tenure)
+        handle = self._files.add(
+            _FileHandle(file, strips_privileges=ctx.uid != 0, dropped_in=0 if keep else tenure)
+        )
+        return FileInfo(fh=handle, keep_cache=keep)
+
+    def _used(self, fh: int) -> _FileHandle:
+        """The handle of a request; its first tells that the kernel is through with opening it."""
+        handle = self._files[fh]
+        if handle.dropped_in:
+            self.cache.pages_dropped(handle.file.address, handle.dropped_in)
+            handle.dropped_in = 0
+        return handle
 
     async def _open(self, address: FdAddress, flags: int) -> TreeFile:
         return await self._namespace.open(
@@ -377,45 +424,86 @@ class Operations(pyfuse3.Operations):
 
     def _forget_node(self, address: FdAddress) -> None:
         self._directories_seen.pop(address, None)
+        self.cache.forget(address)
         try:
             self._namespace.forget(address)
         except Exception:
             log.exception("bug: verb=forget on=<%#010x>", address)
 
-    async def _reply_dots(self, handle: _DirectoryHandle, start: int, token: ReaddirToken) -> bool:
-        """Reply `.` and `..`, which count as no lookups. False when there is no more room."""
-        own = known_nodes.inode_of(handle.address, root=ROOT_ADDRESS)
+    async def _reply_dots(self, directory: FdAddress, start: int, token: ReaddirToken) -> bool:
+        """Reply with `.` and `..`, as far as they are still to come. Whether all of them fitted."""
+        own = known_nodes.inode_of(directory, root=ROOT_ADDRESS)
         if start == _DOT and not pyfuse3.readdir_reply(
             token, b".", bare_entry(own, stat.S_IFDIR), _DOT_DOT
         ):
             return False
         try:
-            above = (await self._namespace.lookup(handle.address, b"..")).address
+            above = (await self._namespace.lookup(directory, b"..")).address
         except (NotFound, StaleHandle):
-            above = handle.address  # removed while it is being listed
+            above = directory  # removed while it is being listed
         inode = known_nodes.inode_of(above, root=ROOT_ADDRESS)
         return pyfuse3.readdir_reply(token, b"..", bare_entry(inode, stat.S_IFDIR), _FIRST_NAME)
 
-    async def _entry_of_name(self, parent: FdAddress, listed: ListedName) -> EntryAttributes | None:
-        """The attributes of a listed name; None when it was deleted since.
+    def _reply_at_hand(self, fh: int, names: Names, token: ReaddirToken) -> bool:
+        """Reply with the first of `names`, as far as all is known of them.
 
-        By name, not by address: another host may have given the address to a new file, and it is
-        the look at the name that tells which of the two is meant from now on.
-
-        One damaged descriptor must not hide all its neighbours: it is listed by number and type,
-        and stat(2) on it says what is wrong.
+        Returns:
+            Whether there is anything in the reply, which then must go out at once.
         """
-        try:
-            attributes = await self._namespace.lookup(parent, listed.name)
-        except (NotFound, StaleHandle):
-            return None
-        except CorruptRecord as error:
-            log.error("failed: verb=readdir name=%r: %s", listed.name, error)
-            inode = known_nodes.inode_of(listed.address, root=ROOT_ADDRESS)
-            is_directory = listed.type is FileType.DIRECTORY
+        listing = self._directories[fh]
+        directory = listing.address
+        lasting = self.cache.name_seconds(directory, self._namespace.tenure(directory))
+        replied = False
+        for following, listed, node in listing.at_hand(names):
+            if node is None:
+                continue  # deleted since
+            entry = self.cache.entry(node) if lasting else None
+            if entry is None:
+                looked = listing.looked_at(listed.name, node)
+                if looked is None:
+                    break
+                entry = self._entry_of(looked, lasting)
+            if not pyfuse3.readdir_reply(token, listed.name, entry, following + _FIRST_NAME):
+                break
+            self._known.add(
+                node.address, parent=directory, name=listed.name, generation=node.generation
+            )
+            replied = True
+        if replied:
+            self.cache.listing_sent(fh, directory)
+        return replied
+
+    async def _reply_one_by_one(self, listing: Listing, names: Names, token: ReaddirToken) -> None:
+        """The same without letting the kernel keep anything, and whatever it takes."""
+        while names:
+            async for following, listed, looked in listing.one_by_one(names):
+                if looked is None:
+                    continue
+                entry = self._entry_of(looked, 0, keep=False)
+                if not pyfuse3.readdir_reply(token, listed.name, entry, following + _FIRST_NAME):
+                    return
+                self._known.add(
+                    looked.address,
+                    parent=listing.address,
+                    name=listed.name,
+                    generation=looked.generation,
+                )
+            names = await listing.names(names[-1][0])
+
+    def _entry_of(
+        self, looked: Attributes | ListedName, lasting: float, *, keep: bool = True
+    ) -> EntryAttributes:
+        """What a listing says of a name, which may be kept for so long; `keep`: attributes, too."""
+        if isinstance(looked, ListedName):
+            inode = known_nodes.inode_of(looked.address, root=ROOT_ADDRESS)
+            is_directory = looked.type is FileType.DIRECTORY
             return bare_entry(inode, stat.S_IFDIR if is_directory else stat.S_IFREG)
-        self._see(attributes)
-        return entry_of(attributes)
+        self._see(looked)
+        attribute_seconds = self.cache.attribute_seconds(looked) if keep else 0
+        entry = entry_of(looked, name_seconds=lasting, attribute_seconds=attribute_seconds)
+        if lasting and attribute_seconds:
+            self.cache.remember(looked.address, entry)
+        return entry
 
     async def _stripped(self, address: FdAddress, changes: AttributeChanges) -> AttributeChanges:
         """The same changes, and set-user-ID and set-group-ID taken away from a regular file."""

@@ -28,6 +28,7 @@ import trio
 from vmfs.errors import DeviceError, InvalidArgument, NotSupported
 from vmfs.files.attributes import ROOT_ADDRESS
 from vmfs.fuse import fast_wait
+from vmfs.fuse.notify import Session, fuse_descriptors, session_descriptor
 from vmfs.fuse.operations import Operations
 from vmfs.fuse.options import MountOptions, libfuse_options
 from vmfs.fuse.tree import Tree
@@ -93,20 +94,25 @@ async def serve(
     """
     await namespace.getattr(ROOT_ADDRESS)
     operations, mount_point, options = Operations(namespace), plan.mount_point, plan.options
+    before = fuse_descriptors()
     passed = libfuse_options(options, source=plan.source, is_root=os.geteuid() == 0)
     try:
         pyfuse3.init(operations, str(mount_point), passed)
     except RuntimeError as error:
         raise DeviceError(f"cannot mount on {mount_point}: {error}") from error
     unmount = _Unmount(plan)
+    session = Session(session_descriptor(before))
+    operations.cache.attach(session)
     restore = _wait_fast() if options.fast else _nothing
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, nursery.cancel_scope)
+            nursery.start_soon(operations.cache.settle)
             on_ready(await _first_answer(mount_point, options.read_ahead_kib))
             nursery.start_soon(unmount.when, stop, nursery.cancel_scope)
     finally:
         restore()
+        session.close()
         pyfuse3.close(unmount=not unmount.done)
         with trio.CancelScope(shield=True):
             await operations.close_everything()

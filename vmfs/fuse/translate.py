@@ -1,7 +1,6 @@
 """Between the kernel's words and ours: attributes, changes, statistics, flags.
 
-Time-outs are 0 everywhere: the kernel asks at each use, so what another host changed is seen at the
-next look. (Longer ones belong to held locks, and to telling the kernel when a lock is given up.)
+Time-outs are 0 unless the caller knows better (`kernel_cache`): the kernel then asks at each use.
 """
 
 import os
@@ -31,13 +30,15 @@ PREFERRED_SIZE: Final = MIB
 """`st_blksize`: cp and its like then write in pieces as large as a request can be."""
 
 
-def entry_of(attributes: Attributes) -> pyfuse3.EntryAttributes:
-    """Attributes as the kernel takes them, valid for this one look."""
+def entry_of(
+    attributes: Attributes, *, name_seconds: float = 0, attribute_seconds: float = 0
+) -> pyfuse3.EntryAttributes:
+    """Attributes as the kernel takes them, valid for this one look unless said otherwise."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode_of(attributes.address, root=ROOT_ADDRESS)
     entry.generation = attributes.generation
-    entry.entry_timeout = 0
-    entry.attr_timeout = 0
+    entry.entry_timeout = name_seconds
+    entry.attr_timeout = attribute_seconds
     entry.st_mode = attributes.st_mode
     entry.st_nlink = attributes.link_count
     entry.st_uid = attributes.uid
@@ -59,6 +60,14 @@ def bare_entry(inode: int, st_mode: int) -> pyfuse3.EntryAttributes:
     entry.entry_timeout = 0
     entry.attr_timeout = 0
     entry.st_mode = st_mode
+    return entry
+
+
+def no_entry(name_seconds: float) -> pyfuse3.EntryAttributes:
+    """That there is no such name, which the kernel may keep for so long."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = 0
+    entry.entry_timeout = name_seconds
     return entry
 
 

@@ -16,6 +16,7 @@ from vmfs.files.attributes import (
     RenameFlag,
     VolumeStatistics,
 )
+from vmfs.files.watcher import Watcher
 from vmfs.ids import FdAddress
 
 
@@ -43,6 +44,22 @@ class TreeDirectory(Protocol):
     async def read(self, start: int) -> Sequence[tuple[int, ListedName]]: ...
 
     async def release(self) -> None: ...
+
+
+class NamedNode(Protocol):
+    """What a name stands for."""
+
+    @property
+    def address(self) -> FdAddress: ...
+
+    @property
+    def generation(self) -> int: ...
+
+
+class TreeEntries(Protocol):
+    """The names of a directory, at hand."""
+
+    def find(self, name: bytes) -> NamedNode | None: ...
 
 
 class Tree(Protocol):
@@ -94,3 +111,11 @@ class Tree(Protocol):
     def statistics(self) -> VolumeStatistics: ...
 
     def forget(self, address: FdAddress) -> None: ...
+
+    def entries_held(self, address: FdAddress) -> TreeEntries | None: ...
+
+    def attributes_held(self, address: FdAddress, generation: int) -> Attributes | None: ...
+
+    def tenure(self, address: FdAddress) -> int: ...
+
+    def watch(self, watcher: Watcher) -> None: ...

@@ -172,8 +172,13 @@ class Locks(Protocol):
         """In which mode this host has it (FREE: not at all)."""
         ...
 
-    def token(self, lock: LockId) -> int:
-        """The token of the lock as held; 0 when it is not held."""
+    def tenure(self, lock: LockId) -> int:
+        """Since when this host has stood in the record: the token with which it came in.
+
+        Unchanged and not 0 means that no other host can have changed the object in between: what
+        was known of it then still holds. Getting stronger or weaker without leaving the record
+        changes nothing. 0: it does not stand there, or is giving the lock up just now.
+        """
         ...
 
     async def forget(self, lock: LockId) -> bool:

@@ -91,6 +91,7 @@ class Entry:
         "pins",
         "since",
         "taking",
+        "tenure",
         "token",
         "waiters",
     )
@@ -99,6 +100,7 @@ class Entry:
         self.lock = lock
         self.mode = LockMode.FREE
         self.token = 0
+        self.tenure = 0  # the token with which this host came into the record, by whatever mode
         self.since = 0.0
         self.label = ""
         self.pins: list[OpPin] = []

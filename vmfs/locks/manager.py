@@ -285,6 +285,8 @@ class LockManager:
         try:
             outcome = await self._records.take(entry.lock, mode, label=label)
             if isinstance(outcome, Got):
+                if entry.mode is LockMode.FREE:
+                    entry.tenure = outcome.token
                 entry.mode = outcome.mode
                 entry.token = outcome.token
                 entry.since = self._clock()
@@ -369,10 +371,12 @@ class LockManager:
         entry = self._table.entries.get(lock.lv_offset)
         return entry.mode if entry is not None else LockMode.FREE
 
-    def token(self, lock: LockId) -> int:
-        """See `Locks.token`."""
+    def tenure(self, lock: LockId) -> int:
+        """See `Locks.tenure`."""
         entry = self._table.entries.get(lock.lv_offset)
-        return entry.token if entry is not None and entry.mode is not LockMode.FREE else 0
+        if entry is None or entry.closing or entry.mode is LockMode.FREE:
+            return 0
+        return entry.tenure
 
     async def peek(self, lock: LockId) -> Peek:
         """See `Locks.peek`."""

@@ -115,8 +115,8 @@ class Unlocked:
         """Free: this host stands in no lock record, and so may cache nothing past an operation."""
         return LockMode.FREE
 
-    def token(self, lock: LockId) -> int:
-        """0: not held."""
+    def tenure(self, lock: LockId) -> int:
+        """0: this host stands in no record."""
         return 0
 
     async def forget(self, lock: LockId) -> bool:

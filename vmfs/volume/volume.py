@@ -170,6 +170,7 @@ class Volume:
             recover=mounted.dead_hosts.recover,
             write_back=self._write_back,
         )
+        mounted.losses.on_first = self.namespace.lost
         await nursery.start(mounted.locks.run)
         mounted.nexus.events.attach_asked(mounted.locks.asked)
         nursery.start_soon(self._keep_house, options.timing)
@@ -182,7 +183,7 @@ class Volume:
         """
         await self._ground.metadata.checkpoint()
         if to_mode is LockMode.FREE:
-            self._table.drop(lock)
+            await self._table.drop(lock)
             self._ground.allocator.drop(lock)
 
     async def _write_back(self, _lock: LockId) -> None:
