@@ -33,7 +33,7 @@ def test_mask_of_every_bit_position_is_least_significant_first():
 def test_mask_written_and_read_is_the_same_and_the_counts_follow(mask):
     meta = ClusterMeta.with_bits(number=3, total=len(mask), free_bits=0)
 
-    after = bitmap.with_mask(meta, mask)
+    after = meta.with_free_bits(bitmap.bits_of(np.flatnonzero(mask)))
 
     assert (bitmap.free_mask(after) == mask).all()
     assert after.free == mask.sum()
@@ -72,6 +72,13 @@ def test_choice_is_one_run_whenever_one_fits(mask, count, near):
 
     if (lengths >= count).any():
         assert (np.diff(chosen) == 1).all()
+
+
+@given(masks, st.integers(0, 45))
+def test_choice_of_one_from_bits_is_that_from_the_mask(mask, near):
+    chosen = bitmap.choose_one(bitmap.bits_of(np.flatnonzero(mask)), near=near)
+
+    assert bitmap.choose(mask, 1, near=near).tolist() == ([] if chosen is None else [chosen])
 
 
 @pytest.mark.parametrize(

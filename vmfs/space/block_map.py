@@ -33,7 +33,7 @@ one change (an assertion otherwise); reading goes on meanwhile. Drop the map whe
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,18 +134,19 @@ class BlockMap:
     def describe(self, desc: FileDesc) -> FileDesc:
         """The descriptor with level, block size and counts as they are now."""
         size = self.block_size
-        shift = size.bit_length() - 1
         in_sub_blocks = self.zla is Zla.SB and desc.type is FileType.DIRECTORY
-        return dataclasses.replace(
-            desc,
-            zla=self.zla,
-            block_size=size,
-            block_shift=shift,
-            tbz_shift=(size if in_sub_blocks else self._file_block).bit_length() - 1,
-            allocated_blocks=self._allocated,
-            new_blocks=self._allocated,
-            tbz_blocks=self._tbz,
-        )
+        now: dict[str, Any] = {
+            "zla": self.zla,
+            "block_size": size,
+            "block_shift": size.bit_length() - 1,
+            "tbz_shift": (size if in_sub_blocks else self._file_block).bit_length() - 1,
+            "allocated_blocks": self._allocated,
+            "new_blocks": self._allocated,
+            "tbz_blocks": self._tbz,
+        }
+        if all(getattr(desc, field) == value for field, value in now.items()):
+            return desc
+        return dataclasses.replace(desc, **now)
 
     def restart(self, zla: Zla) -> None:
         """Begin again at a lower level: an empty file need not stay as deep as it once was.

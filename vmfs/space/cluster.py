@@ -16,7 +16,7 @@ import numpy as np
 from vmfs.ids import LvOffset
 from vmfs.ondisk.resource import ClusterMeta
 from vmfs.space import bitmap
-from vmfs.space.bitmap import Indices, Mask
+from vmfs.space.bitmap import Indices
 from vmfs.space.system_file import ResourceFile
 
 
@@ -33,35 +33,38 @@ class Cluster:
         self.meta_offset: LvOffset = file.cluster_meta_offset(meta.number)
         self.token = token
         self.users = 0  # grants that have it pinned
-        self._promised: Mask = np.zeros(meta.total, dtype=np.bool_)
-        self._pending: Mask = np.zeros(meta.total, dtype=np.bool_)
+        self._promised = 0  # bits, as in the bitmap
+        self._pending = 0
 
     @property
     def idle(self) -> bool:
         """Nothing would be lost if it were read again from the volume."""
-        return not (self.users or self._promised.any() or self._pending.any())
+        return not (self.users or self._promised or self._pending)
 
     @property
-    def available(self) -> Mask:
-        """What can be chosen."""
-        return bitmap.free_mask(self.meta) & ~self._promised & ~self._pending
+    def available(self) -> int:
+        """What can be chosen, as bits."""
+        return self.meta.free_bits & ~(self._promised | self._pending)
 
     def promise(self, count: int, *, near: int = 0) -> Indices:
         """Choose and promise up to `count` resources."""
-        chosen = bitmap.choose(self.available, count, near=near)
-        self._promised[chosen] = True
+        if count == 1:
+            one = bitmap.choose_one(self.available, near=near)
+            chosen = np.array([] if one is None else [one], dtype=np.int64)
+        else:
+            mask = bitmap.mask_of(self.available, self.meta.total)
+            chosen = bitmap.choose(mask, count, near=near)
+        self._promised |= bitmap.bits_of(chosen)
         return chosen
 
     def give_back(self, indices: Indices) -> None:
         """End a promise without use."""
-        assert self._promised[indices].all()
-        self._promised[indices] = False
+        self._unpromise(indices)
 
     def take(self, indices: Indices) -> None:
         """Turn promised resources into used ones."""
-        assert self._promised[indices].all()
         self.meta = bitmap.take(self.meta, indices, at=self.meta_offset)
-        self._promised[indices] = False
+        self._unpromise(indices)
 
     def released(self, indices: Indices) -> ClusterMeta:
         """The metadata after these are freed; nothing is changed yet.
@@ -74,17 +77,23 @@ class Cluster:
     def free(self, indices: Indices, after: ClusterMeta) -> None:
         """Free used resources (`after` is what `released` said); they are pending from now on."""
         self.meta = after
-        self._pending[indices] = True
+        self._pending |= bitmap.bits_of(indices)
 
     def settle(self, indices: Indices) -> None:
         """What was freed is safe to use again."""
-        assert self._pending[indices].all()
-        self._pending[indices] = False
+        bits = bitmap.bits_of(indices)
+        assert self._pending & bits == bits
+        self._pending ^= bits
 
     def check_invariants(self) -> None:
         """What is promised or pending is free on disk, and nothing is both."""
-        free = bitmap.free_mask(self.meta)
-        assert not (self._promised & ~free).any()
-        assert not (self._pending & ~free).any()
-        assert not (self._promised & self._pending).any()
-        assert self.meta.free == int(free.sum())
+        free = self.meta.free_bits
+        assert not self._promised & ~free
+        assert not self._pending & ~free
+        assert not self._promised & self._pending
+        assert self.meta.free == free.bit_count()
+
+    def _unpromise(self, indices: Indices) -> None:
+        bits = bitmap.bits_of(indices)
+        assert self._promised & bits == bits
+        self._promised ^= bits

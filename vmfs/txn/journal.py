@@ -39,6 +39,7 @@ class Journal:
         """Name the region, in bytes of `device`; `open` before anything else."""
         self._device = device
         self._layout = JournalLayout(region_offset, region_size)
+        self._transaction_max = self._layout.payload_size_max
         self._slot = slot
         self._generation: int | None = None
         self._newest: CommitSector | None = None
@@ -56,7 +57,7 @@ class Journal:
     @property
     def max_transaction_bytes(self) -> int:
         """Bytes of sectors that one transaction can always take."""
-        return self._layout.payload_size_max
+        return self._transaction_max
 
     @property
     def sequence(self) -> int:
