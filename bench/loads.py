@@ -73,6 +73,7 @@ class Load:
         writes: a read-only variant cannot run it.
         cold: on a disk, nothing may be in the page cache before: neither file nor image.
         copies: moves a whole disk: left out for the variants of ours that differ in latency only.
+        mountless: is for lockd alone.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Load:
     writes: bool = False
     cold: bool = False
     copies: bool = False
+    mountless: bool = False
 
 
 def run_program(words: Sequence[str | Path], *, seconds: float = TIMEOUT_SECONDS) -> str:

@@ -15,12 +15,14 @@ from typing import Any, Final
 
 from bench import machine, picture, report, runner
 from bench.loads import BOOT, LOADS, Load, Scale
+from bench.lockd_load import LOAD as LOCKD_LOAD
 from bench.results import Results, Sample
-from bench.rows import LOCKD, OURS, TITLES
+from bench.rows import OURS, TITLES
 from bench.variants import installed
 from tests.support import guest
 from tests.support.mounts import can_mount, enter_private_namespace
 
+ALL_LOADS: Final = (*LOADS, LOCKD_LOAD)
 DOCS: Final = Path(__file__).parents[1] / "docs"
 PARENTS: Final = {"tmpfs": Path("/dev/shm"), "disk": Path("/var/tmp")}
 
@@ -38,8 +40,7 @@ RECORD_SECONDS: Final = {"tmpfs": 270.0, "disk": 190.0}
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    names = [load.name for load in LOADS]
-    variants = [name for name in TITLES if name != LOCKD]
+    names, variants = [load.name for load in ALL_LOADS], list(TITLES)
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description="vmfs beside its peers, in one run; ratios count."
     )
@@ -85,11 +86,13 @@ def plans(options: argparse.Namespace, guest_disk: Path | None) -> list[runner.P
     Raises:
         SystemExit: a variant is wanted that is not installed.
     """
-    wanted = options.variants or [name for name in TITLES if name != LOCKD and installed(name)]
+    wanted = options.variants or [name for name in TITLES if installed(name)]
     missing = [name for name in wanted if not installed(name)]
     if missing:
         raise SystemExit(f"bench: not installed: {', '.join(missing)}")
-    loads: list[Load] = [load for load in LOADS if not options.only or load.name in options.only]
+    loads: list[Load] = [
+        load for load in ALL_LOADS if not options.only or load.name in options.only
+    ]
     if guest_disk is not None:
         loads.append(BOOT)
     places = tuple(PARENTS) if options.record else (options.where,)

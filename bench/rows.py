@@ -145,8 +145,10 @@ ROWS: Final = (
     ),
     Row(
         name="lockd-caw",
-        title="lockd compare-and-write, cached image",
+        title="lockd compare-and-write, cached image, one client",
         unit=Unit.RATE,
         targets=figure(8_000),
     ),
+    Row(name="lockd-caw-8", title="the same, eight clients", unit=Unit.RATE),
+    Row(name="lockd-caw-durable", title="the same, one client, durable", unit=Unit.RATE),
 )

@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 from bench.loads import TIMEOUT_SECONDS, Load, LoadFailed, Scale, run_program
 from bench.results import Sample, rotated
 from bench.variants import Bench, Variant
-from tests.support.mounts import force_unmount, watchdog
+from tests.support.mounts import ProcessFailed, force_unmount, watchdog
 
 HANG_SECONDS: Final = TIMEOUT_SECONDS + 15
 """After this a mount is torn away: the program that hangs in it cannot be ended otherwise."""
@@ -148,7 +148,7 @@ class Rounds:
     ) -> None:
         try:
             figures = measure()
-        except (LoadFailed, OSError) as error:
+        except (LoadFailed, ProcessFailed, OSError) as error:
             text = str(error)
             self.failures.append(
                 Failure(place=self._plan.place, load=load, variant=variant, text=text)

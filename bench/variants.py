@@ -8,6 +8,7 @@ the directory with the images.
 import random
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from bench.loads import (
     Scale,
     run_program,
 )
-from bench.rows import IDLE_HOSTS, KERNEL, OURS, RAW, SPIN
+from bench.rows import IDLE_HOSTS, KERNEL, LOCKD, OURS, RAW, SPIN
 from tests.support import guest
 from tests.support.mounts import (
     BIN,
@@ -60,6 +61,8 @@ class Variant:
 
     def can(self, load: Load) -> bool:
         """Whether the load is run on it."""
+        if load.mountless or self.name == LOCKD:
+            return load.mountless and self.name == LOCKD
         return not (load.writes and self.read_only) and (self.copies or not load.copies)
 
 
@@ -67,8 +70,9 @@ def installed(name: str) -> bool:
     """Whether this machine can run a variant."""
     if name == SPIN:
         return SPIN_OPTION in run_vmfs("mount", "--help").stdout
-    programs = {KERNEL: "mkfs.ext4", RAW: "cat", OURS: "cat", IDLE_HOSTS: "cat"}
-    return _program(programs.get(name, name)) is not None
+    if name in (RAW, OURS, IDLE_HOSTS, LOCKD):
+        return True
+    return _program("mkfs.ext4" if name == KERNEL else name) is not None
 
 
 def _program(name: str) -> str | None:
@@ -88,7 +92,7 @@ class Bench:
         self._stack = stack
         self._guest_disk = guest_disk
         self._outside = work / "outside"
-        self._socket = work / "lockd" / "sock"
+        self._socket = stack.enter_context(socket_directory()) / "sock"
 
     def prepare(self) -> None:
         """The plain directory: source of copies, target of copies, backing of the passthroughs."""
@@ -96,8 +100,9 @@ class Bench:
 
     def mount(self, names: Sequence[str]) -> None:
         """Make and mount these variants, in an order in which each finds what it needs."""
-        if RAW in names:
-            self._add(RAW, self._outside)
+        for name in (RAW, LOCKD):
+            if name in names:
+                self._add(name, self._outside)
         for name in ("bindfs", "mergerfs"):
             if name in names:
                 self._passthrough(name)
@@ -105,8 +110,13 @@ class Bench:
             if name in names:
                 self._ext4(name)
         ours = [name for name in (OURS, IDLE_HOSTS, SPIN) if name in names]
-        if not ours and "vmfs-fuse" not in names:
-            return
+        if ours or "vmfs-fuse" in names:
+            self._volumes(ours)
+        if "vmfs-fuse" in names:  # after ours, so that it finds a volume that has been settled
+            self._foreign(self.luns[0])
+
+    def _volumes(self, ours: Sequence[str]) -> None:
+        """A volume for each of our variants, or one that is only read by others."""
         luns = {name: self._make_lun(name) for name in ours or [OURS]}
         self._start_lockd(luns)
         for name, lun in luns.items():
@@ -114,8 +124,6 @@ class Bench:
                 self._fill(path, copies=name == OURS)
         for name in ours:
             self._mount_ours(name, luns[name])
-        if "vmfs-fuse" in names:  # after ours, so that it finds a volume that has been settled
-            self._foreign(luns.get(OURS) or next(iter(luns.values())))
 
     def check(self) -> list[str]:
         """What `vmfs check` finds on the LUNs once all is unmounted; an empty list is good."""
@@ -177,7 +185,6 @@ class Bench:
         return lun
 
     def _start_lockd(self, luns: dict[str, Path]) -> None:
-        self._socket.parent.mkdir(mode=0o700)
         command: list[str | Path] = [BIN / "lockd", "--socket", self._socket]
         command += ["--state", self.work / "state"]
         for name, lun in luns.items():
@@ -222,6 +229,13 @@ class Bench:
             if self._guest_disk is not None:
                 guest.make_vmdk(self._guest_disk, path / GUEST_DISK)
         run_program(["sync", "-f", path])
+
+
+@contextmanager
+def socket_directory() -> Iterator[Path]:
+    """A directory whose name is short enough for sockets, wherever the images are."""
+    with tempfile.TemporaryDirectory(prefix="bench.", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 def write_stretches(path: Path, size_mib: int, *, every: int = 1) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.rows import OURS, ROWS, TITLES
+from bench.rows import LOCKD, OURS, ROWS, TITLES
 from bench.variants import installed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -44,13 +44,14 @@ def test_all_variants_are_measured_side_by_side_and_all_is_gone_afterwards(
     tmp_path: Path, directory: Path
 ) -> None:
     before, out = loop_devices(), tmp_path / "out.json"
-    done = bench("--dir", directory, "--json", out, "--only", "read-1m")
+    done = bench("--dir", directory, "--json", out, "--only", "read-1m", "lockd")
     assert done.returncode == 0, done.stderr
     document = json.loads(out.read_text())
     assert document["failures"] == []
     for variant in TITLES:
         if installed(variant):
-            assert figures(document, variant).get("read-1m", 0) > 0, variant
+            row = "lockd-8" if variant == LOCKD else "read-1m"
+            assert figures(document, variant).get(row, 0) > 0, variant
     assert str(directory) not in loop_devices().removeprefix(before)
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from bench.client import make, open_and_close, rate, reread
 from bench.loads import BOOT, LOADS, Fio, LoadFailed, Place, Scale, parse_fio, run_program
-from bench.main import FULL, QUICK, parse, scale_of
+from bench.main import ALL_LOADS, FULL, QUICK, parse, scale_of
 from bench.rows import ROWS
-from bench.variants import write_stretches
+from bench.variants import Variant, write_stretches
 
 SCALE = Scale(file_mib=1, disk_mib=64, seconds=0.25, names=3, rounds=1)
 
@@ -18,9 +18,22 @@ def place(path: Path, *, on_disk: bool = False) -> Place:
     return Place(directory=path, outside=path, on_disk=on_disk)
 
 
-def test_every_row_that_needs_a_mount_is_measured_by_exactly_one_load() -> None:
-    measured = [name for load in (*LOADS, BOOT) for name in load.rows]
-    assert sorted(measured) == sorted(r.name for r in ROWS if not r.name.startswith("lockd"))
+def test_every_row_is_measured_by_exactly_one_load() -> None:
+    measured = [name for load in (*ALL_LOADS, BOOT) for name in load.rows]
+    assert sorted(measured) == sorted(row.name for row in ROWS)
+
+
+def test_what_runs_on_which_variant() -> None:
+    def on(name: str, *, read_only: bool = False, copies: bool = True) -> set[str]:
+        where = place(Path("/x"))
+        variant = Variant(name=name, place=where, read_only=read_only, copies=copies)
+        return {load.name for load in ALL_LOADS if variant.can(load)}
+
+    everything = {load.name for load in LOADS}
+    assert on("vmfs") == everything
+    assert on("lockd") == {"lockd"}
+    assert on("vmfs-idle", copies=False) == everything - {"cp-in", "cp-out", "convert"}
+    assert on("vmfs-fuse", read_only=True).isdisjoint({"write-1m", "names", "cp-in", "convert"})
 
 
 def test_a_timed_job_says_milliseconds_because_fio_takes_a_fraction_of_a_second_for_none() -> None:
