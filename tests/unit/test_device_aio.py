@@ -94,7 +94,7 @@ async def test_each_waiter_gets_the_result_of_its_own_request(disks: list[Disk])
     async with trio.open_nursery() as nursery:
         for length in (1, 2, 3):
             nursery.start_soon(ask, length)
-        await wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()  # so that the first one leads
         slots = {request[2]: slot for slot, request in disk.requests.items()}
         for length in (2, 1, 3):  # whoever leads, and whoever leads after it
             disk.end(slots[length], length * 10)
