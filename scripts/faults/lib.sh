@@ -54,7 +54,8 @@ await_line() {
         echo "$script: waited in vain for '$text'" >&2; cat "$log" >&2; return 1; }
 }
 
-make_lun() { run vmfs mkfs "$work/lun" --label ds1 "$@"; mkdir -m 700 "$work/lockd"; }
+# What mkfs says one might type next is done here anyway.
+make_lun() { run vmfs mkfs "$work/lun" --label ds1 "$@" | sed '/^Next:/,$d'; mkdir -m 700 "$work/lockd"; }
 
 # Daemons get no descriptor 9: it is a user's open file, and stays open as long as anybody has it.
 start_lockd() {

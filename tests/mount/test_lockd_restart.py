@@ -92,6 +92,18 @@ def load(ds: Datastore) -> Iterator[list[Writer]]:
                 assert (mount.path / name).read_bytes() == data, (mount.name, name)
 
 
+def test_mount_waits_for_a_lockd_that_is_just_being_started(tmp_path: Path) -> None:
+    with datastore(tmp_path, hosts=()) as ds:
+        ds.lockd.kill()
+        path = tmp_path / "early"
+        path.mkdir()
+        early = Process([BIN / "vmfs", "mount", ds.lun, path, "--lockd", ds.socket])
+        ds.hosts["early"] = Mount("early", path, early)
+        start_lockd(ds)
+        early.wait_for("vmfs: ready:")
+        (path / "f").write_bytes(b"f")
+
+
 def wait_until(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -21,7 +21,7 @@ import trio
 from lockd.client import ErrorCode, LockdRefused
 from vmfs.cli.background import Announce, go_to_background, log_to_background, log_to_foreground
 from vmfs.cli.common import mounts_here, run
-from vmfs.cli.session import name_of_lun, this_host
+from vmfs.cli.session import name_of_lun, this_host, wait_for_lockd
 from vmfs.errors import InvalidArgument, LockServiceError, VmfsError
 from vmfs.fuse.mountinfo import mounted_at
 from vmfs.fuse.options import MountOptions, parse_options
@@ -150,6 +150,7 @@ async def _open_and_serve(request: MountRequest, announce: Announce, stopping: "
     host = this_host(options.host)
     session = None
     if options.lockd is not None:
+        await wait_for_lockd(options.lockd)
         lun_name = options.lun_name or await name_of_lun(options.lockd, request.lun)
         session = unix_lockd(options.lockd, host, lun_name)
     wanted = VolumeOptions(

@@ -4,6 +4,7 @@ A lock record names the host; what a person ends is a process. /proc says which,
 links: no mount is touched, as one of them may hang. Another user's processes are seen by root only.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ def open_files(place: Place) -> tuple[OpenFile, ...]:
     return tuple(
         OpenFile(host=hosts[path], process=name_of(pid), pid=pid)
         for pid, path in sorted(set(_links()))
-        if path in hosts
+        if path in hosts and pid != os.getpid()  # a descriptor that the shell gave us
     )
 
 

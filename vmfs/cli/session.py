@@ -5,10 +5,18 @@ import os
 import platform
 import secrets
 from pathlib import Path
+from typing import Final
 
-from lockd.client import HostIdentity, LockdError, StatusReport, observe
+import trio
+
+from lockd.client import HostIdentity, LockdError, LockdUnreachable, StatusReport, observe
 from vmfs.errors import InvalidArgument, LockServiceError
 from vmfs.ondisk.heartbeat import HOST_NAME_MAX
+
+LOCKD_SECONDS: Final = 3.0
+"""How long a mount waits for a lockd that does not listen yet: it takes a second to start."""
+
+LOCKD_LOOK_SECONDS: Final = 0.1
 
 
 def this_host(name: str | None) -> HostIdentity:
@@ -33,6 +41,17 @@ def this_host(name: str | None) -> HostIdentity:
     )
 
 
+async def wait_for_lockd(socket_path: str) -> None:
+    """Give a lockd that is just being started a moment. One that never comes is no error here."""
+    with trio.move_on_after(LOCKD_SECONDS):
+        while True:
+            try:
+                async with observe(socket_path):
+                    return
+            except LockdUnreachable:
+                await trio.sleep(LOCKD_LOOK_SECONDS)
+
+
 async def name_of_lun(socket_path: str, lun: Path) -> str:
     """What the lockd at `socket_path` calls the LUN, found by its path.
 
@@ -44,7 +63,7 @@ async def name_of_lun(socket_path: str, lun: Path) -> str:
         async with observe(socket_path) as observer:
             report = await observer.status()
     except LockdError as error:
-        raise LockServiceError(f"lockd at {socket_path}: {error}") from error
+        raise LockServiceError(str(error)) from error
     name = _served_as(report, lun)
     if name is None:
         names = ", ".join(f"{served.name}={served.path}" for served in report.luns)
