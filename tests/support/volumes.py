@@ -41,8 +41,9 @@ LAZY = dataclasses.replace(PRODUCTION, refresh=1000.0)
 class MortalDevice:
     """The LUN as one host sees it: gone when the host is killed."""
 
-    def __init__(self, device: MemoryDevice) -> None:
+    def __init__(self, device: MemoryDevice, *, io_seconds: float = 0.0) -> None:
         self._device = device
+        self._io_seconds = io_seconds
         self.dead = False
         self.writes_left: int | None = None  # then it dies; None: not by itself
 
@@ -55,10 +56,12 @@ class MortalDevice:
         return self._device.name
 
     async def read(self, offset: int, length: int) -> bytes:
+        await self._take_time()
         self._live("read")
         return await self._device.read(offset, length)
 
     async def write(self, offset: int, data: Buffer) -> None:
+        await self._take_time()
         self._wear()
         self._live("write")
         await self._device.write(offset, data)
@@ -91,6 +94,10 @@ class MortalDevice:
     async def aclose(self) -> None:
         pass
 
+    async def _take_time(self) -> None:
+        if self._io_seconds:
+            await trio.sleep(self._io_seconds)
+
     def _wear(self) -> None:
         if self.writes_left is not None:
             self.dead = self.dead or self.writes_left == 0
@@ -118,13 +125,14 @@ class VolumeLab:
     device: MemoryDevice
     lockd: MemoryLockd
     nonces: int = 0
+    io_seconds: float = 0.0  # that a read or a write of the hosts takes
     hosts: dict[int, _Host] = field(default_factory=dict)  # by id of the volume
 
     @asynccontextmanager
     async def host(self, name: str, *, read_only: bool = False) -> AsyncIterator[Volume]:
         """Open the volume as host `name`, until the end of the block."""
         self.nonces += 1
-        host = _Host(MortalDevice(self.device), self.lockd.process())
+        host = _Host(MortalDevice(self.device, io_seconds=self.io_seconds), self.lockd.process())
         identity = HostIdentity(
             host_uuid=name.encode().ljust(16, b"."), name=name, nonce=self.nonces
         )

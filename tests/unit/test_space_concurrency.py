@@ -150,3 +150,87 @@ async def test_readers_see_whole_trees_while_a_writer_grows_them(seed, monkeypat
         done.set()
 
     assert len(await file.owned()) == len(blocks) * 2
+
+
+class Interrupted:
+    """At one of the waits of a host inside `reserve`, another host takes what it merely caches."""
+
+    def __init__(self, mine: Host, theirs: Host, *, at_wait: int) -> None:
+        self.mine, self.theirs = mine, theirs
+        self.left = at_wait
+        self.taken: list[int] = []
+        self.came = False
+        self._inside = False
+
+    async def strike(self) -> None:
+        if self._inside:
+            return  # giving up waits as well
+        if self.left == 0:
+            self._inside = self.came = True
+            try:
+                async with self.theirs.allocator.reserve(want={FB: 13}) as grant:
+                    self.taken += grant.take(FB, 13).tolist()
+            except NoSpace:
+                pass  # what it lacks is pinned by now
+            finally:
+                self._inside = False
+        self.left -= 1
+
+
+class InterruptedStaging(FakeStaging):
+    interrupted: Interrupted
+
+    async def read(self, offset: int, length: int) -> bytes:
+        data = await super().read(offset, length)
+        await self.interrupted.strike()
+        return data
+
+    async def commit(self) -> None:
+        await super().commit()
+        await self.interrupted.strike()
+
+
+class InterruptedLocks(FakeLocks):
+    interrupted: Interrupted
+
+    async def acquire(self, lock: LockId, mode: LockMode, *, label: str = "") -> FakePin:
+        await self.interrupted.strike()
+        return await super().acquire(lock, mode, label=label)
+
+    async def try_acquire(self, lock: LockId, mode: LockMode, *, label: str = "") -> FakePin | None:
+        await self.interrupted.strike()
+        return await super().try_acquire(lock, mode, label=label)
+
+
+@pytest.mark.parametrize("at_wait", range(6))
+async def test_cluster_revoked_inside_reserve_is_promised_by_its_new_holder_only(at_wait):
+    disk, table = Disk(files_of(totals=TOTALS)), LockTable()
+    mine, theirs = Host(disk, table, 0), Host(disk, table, 0)
+    mine.staging, mine.locks = InterruptedStaging(disk), InterruptedLocks(table)
+    mine.locks.host = mine
+    mine.allocator = Allocator(
+        staging=mine.staging, locks=mine.locks, files=disk.files, slot=SlotIndex(0)
+    )
+    interrupted = Interrupted(mine, theirs, at_wait=-1)
+    mine.staging.interrupted = mine.locks.interrupted = interrupted
+    for host in (mine, theirs):
+        await host.allocator.load_counts()
+    async with mine.allocator.reserve(want={FB: 26}) as grant:
+        old = grant.take(FB, 26).tolist()  # 14 are left, two of them in a cluster of ours
+    await mine.staging.commit()
+
+    interrupted.left = at_wait
+    async with mine.allocator.reserve(want={FB: 1}, free=old[::5]) as grant:
+        new = grant.take(FB, 1).tolist()
+        grant.free(np.array(old[::5], dtype=np.uint32))
+
+    assert interrupted.came
+    for host in (mine, theirs):
+        await host.staging.checkpoint()
+        host.allocator.check_invariants()
+        assert not host.pinned
+    kept = [*(set(old) - set(old[::5])), *new, *interrupted.taken]
+    assert len(set(kept)) == len(kept)
+    assert disk.used(FB) == set(kept)
+    if at_wait == 0:
+        assert interrupted.taken

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.support.build import build_volume
+from tests.support.build import build_volume, tiny_request
 from tests.support.space import FakeLocks, LockTable
 from vmfs.device.base import Device
 from vmfs.device.locate import find_lv
@@ -16,7 +16,8 @@ from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 from vmfs.space.allocator import Allocator
 from vmfs.space.block_map import BlockMap
 from vmfs.space.extent import ExtentKind
-from vmfs.space.growth import Missing
+from vmfs.space.growth import POINTER_ROOM_PER_TABLE, Missing
+from vmfs.space.truncation import FREE_BATCH_CLUSTERS_MAX
 from vmfs.txn.journal import Journal
 from vmfs.txn.recovery import replay_journal
 from vmfs.txn.transaction import Transactions
@@ -194,3 +195,64 @@ async def test_blocks_are_taken_in_one_piece_across_clusters():
     assert len(block_map.extents(0, count * MIB)) <= 3
     await host.transactions.commit()
     assert await host.cut(block_map, 0) == 1
+
+
+@pytest.mark.slow
+async def test_fifty_thousand_scattered_blocks_are_freed_in_bounded_transactions(monkeypatch):
+    """Neighbours in the file are far apart on the volume: each batch could touch every cluster."""
+    lun, _ = await build_volume(tiny_request(extents=400))
+    host = await mounted(await find_lv(lun))
+    count, tables = 50_000, 49
+    addresses = (await take(host, FB, 2 * count))[::2]
+    scattered = np.random.default_rng(1).permutation(addresses)
+    pointers = np.zeros(256, dtype=np.uint32)
+    pointers[:tables] = np.sort(await take(host, PB, tables))
+    for number in range(tables):
+        body = np.zeros(1024, dtype="<u4")
+        part = scattered[number * 1024 : (number + 1) * 1024]
+        body[: len(part)] = part
+        await host.transactions.room(body.nbytes)
+        host.files[PB].stage(host.transactions, int(pointers[number]), body.tobytes())
+    desc = FileDesc(
+        address=ADDRESS,
+        link_count=1,
+        type=FileType.FILE,
+        zla=Zla.PB,
+        block_size=MIB,
+        length=count * MIB,
+        allocated_blocks=count,
+    )
+    block_map = host.map_of(desc, pointers)
+    asked: list[int] = []
+    room = host.transactions.room
+
+    async def counted(size: int) -> None:
+        asked.append(size)
+        await room(size)
+
+    monkeypatch.setattr(host.transactions, "room", counted)
+
+    batches = await host.cut(block_map, 0)
+    await host.transactions.checkpoint()
+
+    clusters = len({int(number) for number in host.files[FB].split(addresses)[0]})
+    assert clusters > FREE_BATCH_CLUSTERS_MAX  # else nothing would have to be bounded
+    assert batches == len(asked)
+    assert max(asked) <= FREE_BATCH_CLUSTERS_MAX * 512 + 2 * POINTER_ROOM_PER_TABLE
+    assert block_map.empty
+    await host.allocator.load_counts()
+    free = host.allocator.free_counts()
+    assert free[FB].free == host.counts[FB].free - count  # the neighbours stay
+    assert free[PB] == host.counts[PB]
+
+
+async def take(host: Mounted, kind: AddressType, count: int) -> np.ndarray:
+    taken = []
+    while count:
+        now = min(count, 10_000)
+        async with host.allocator.reserve(want={kind: now}) as grant:
+            await host.transactions.room(grant.room)
+            taken.append(grant.take(kind, now))
+        await host.transactions.commit()
+        count -= now
+    return np.concatenate(taken)
