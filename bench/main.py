@@ -132,7 +132,7 @@ def run_plan(plan: runner.Plan) -> runner.Outcome:
     Raises:
         SystemExit: its images would not fit.
     """
-    wanted, left = runner.room_wanted(plan.scale, plan.variants), runner.room_left(plan.parent)
+    wanted, left = runner.room_wanted(plan), runner.room_left(plan.parent)
     if wanted > left:
         raise SystemExit(
             f"bench: {plan.parent} has {left >> 20} MiB left, {wanted >> 20} MiB are needed; "
@@ -145,7 +145,7 @@ def run_plan(plan: runner.Plan) -> runner.Outcome:
 def prepared_guest(work: Path) -> Path:
     """A raw disk that has been booted once: it holds data for later boots to verify."""
     disk = work / "guest.raw"
-    guest.make_root_disk(work, disk, size_mib=256)
+    guest.make_root_disk(work, disk, size_mib=runner.GUEST_MIB)
     guest.make_vmdk(disk, work / "guest.vmdk")
     said = guest.boot(work / "guest.vmdk")
     if "GUEST-WRITTEN" not in said:

@@ -13,12 +13,17 @@ from typing import Final, NoReturn
 
 from bench.loads import TIMEOUT_SECONDS, Load, LoadFailed, Scale, run_program
 from bench.results import Sample, rotated
+from bench.rows import IDLE_HOSTS, KERNEL, OURS, SPIN
 from bench.variants import Bench, Variant
 from tests.support.mounts import ProcessFailed, force_unmount, watchdog
 
 HANG_SECONDS: Final = TIMEOUT_SECONDS + 15
 """After this a mount is torn away: the program that hangs in it cannot be ended otherwise."""
 
+FILLED: Final = frozenset({KERNEL, "fuse2fs", OURS, IDLE_HOSTS, SPIN})
+FILLED_WITH_DISKS: Final = frozenset({KERNEL, "fuse2fs", OURS})
+METADATA_MIB: Final = 64
+GUEST_MIB: Final = 256
 DROP_PAGES: Final = "1"  # of /proc/sys/vm/drop_caches
 
 
@@ -122,8 +127,9 @@ class Rounds:
                 return
 
     def _round(self, number: int) -> None:
-        started, count = time.monotonic(), len(self._plan.loads)
-        for position, load in enumerate(self._plan.loads):
+        loads = [load for load in self._plan.loads if number < load.rounds_max]
+        started, count = time.monotonic(), len(loads)
+        for position, load in enumerate(loads):
             for variant in rotated(self._variants, number + position):
                 if variant.can(load):
                     self._measure(load, variant, number)
@@ -161,10 +167,13 @@ class Rounds:
         ]
 
 
-def room_wanted(scale: Scale, variants: Sequence[str]) -> int:
+def room_wanted(plan: Plan) -> int:
     """Bytes that the images of a run take at most: tmpfs is memory, so this is asked first."""
-    filled = len(set(variants) - {"bindfs", "mergerfs", "vmfs-fuse"}) + 1
-    mib = filled * 2 * scale.file_mib + 5 * scale.contents_mib + scale.contents_mib + 64 * filled
+    filled = len(set(plan.variants) & FILLED) + 1
+    disks = len(set(plan.variants) & FILLED_WITH_DISKS) + 3  # outside, and copies under way
+    guest_mib = GUEST_MIB if plan.guest_disk is not None else 0
+    mib = filled * (2 * plan.scale.file_mib + METADATA_MIB)
+    mib += disks * (plan.scale.contents_mib + guest_mib)
     return mib << 20
 
 
