@@ -99,6 +99,7 @@ class Request:
     lock_protocol: LockProtocol = LockProtocol.ATS
     flags: VolumeFlag = VolumeFlag.NONE
     limits: Limits | None = None  # None: what suits the size
+    root_owner: tuple[int, int] = (0, 0)  # uid and gid of the root directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,9 @@ class Plan:
     def inner_pieces(self) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) of everything that nobody finds without the LVM header."""
         created = self.request.identity.created
-        for offset, data in fresh.pieces(self.geometry, now=created):
+        for offset, data in fresh.pieces(
+            self.geometry, now=created, root_owner=self.request.root_owner
+        ):
             yield self.lv_base + offset, data
         yield self.lv_base + DESCRIPTOR_OFFSET, self.descriptor().pack()
         for at, data in self.lvm_pieces():

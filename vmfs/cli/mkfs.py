@@ -98,6 +98,8 @@ def mkfs(  # noqa: PLR0913 - one parameter for each option
 ) -> None:
     """Make a VMFS-5 datastore on LUN, an image file or a block device.
 
+    The root directory belongs to who makes the datastore.
+
     A file that does not exist is created, sparse, with --size (1 GiB to 64 TiB). A LUN that holds
     a filesystem, a partition table, or anything but zeroes in its first 2 MiB is only overwritten
     with --force. A LUN that lockd serves, or that
@@ -119,6 +121,7 @@ def mkfs(  # noqa: PLR0913 - one parameter for each option
         lock_protocol=_PROTOCOLS[lock_mode],
         flags=VolumeFlag.NO_RESIDENT if no_resident else VolumeFlag.NONE,
         limits=Limits.default(lun_size // BLOCK_SIZE, files=files, hosts=hosts),
+        root_owner=(os.geteuid(), os.getegid()),
     )
     plan = plan_volume(request)
     created = not lun.exists()

@@ -41,12 +41,15 @@ _CLUSTERS_PER_PIECE: Final = 1024
 _DESCRIPTORS_PER_PIECE: Final = MIB // FD_SIZE
 
 
-def pieces(geometry: Geometry, *, now: int) -> Iterator[Piece]:
+def pieces(
+    geometry: Geometry, *, now: int, root_owner: tuple[int, int] = (0, 0)
+) -> Iterator[Piece]:
     """Everything inside a fresh volume but its FS descriptor.
 
     Args:
         geometry: the volume's plan.
         now: seconds since 1970, the time of every file.
+        root_owner: uid and gid of the root directory; the system files are root's.
     """
     yield slot_offset(0), heartbeats()
     yield from resource_file(geometry, FBB_FD, LockType.FB_CLUSTER, used=geometry.used_blocks)
@@ -67,6 +70,7 @@ def pieces(geometry: Geometry, *, now: int) -> Iterator[Piece]:
                 lv_offset=geometry.fd_offset(file.address),
                 length=lengths.get(file.address, file.length),
                 now=now,
+                owner=root_owner if file.address == ROOT_FD else (0, 0),
             ),
         )
 
@@ -76,7 +80,14 @@ def heartbeats() -> bytes:
     return b"".join(Heartbeat(lv_offset=slot_offset(index)).pack() for index in range(SLOT_COUNT))
 
 
-def system_descriptor(file: SystemFile, *, lv_offset: LvOffset, length: int, now: int) -> bytes:
+def system_descriptor(
+    file: SystemFile,
+    *,
+    lv_offset: LvOffset,
+    length: int,
+    now: int,
+    owner: tuple[int, int] = (0, 0),
+) -> bytes:
     """The whole file descriptor, 2048 bytes, of a file that mkfs makes."""
     is_root, is_sdd = file.address == ROOT_FD, file.address == SDD_FD
     pointers = np.concatenate([fb_addresses(run.start, run.count) for run in file.runs])
@@ -92,6 +103,8 @@ def system_descriptor(file: SystemFile, *, lv_offset: LvOffset, length: int, now
         mtime=now,
         ctime=now,
         atime=now,
+        uid=owner[0],
+        gid=owner[1],
         mode=0o1755 if is_root else 0o40700 if is_sdd else 0o400,
         zla=Zla.FB,
         new_blocks=file.block_count,
