@@ -9,8 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from vmfs.device import linux, lun
+from vmfs.device import image, linux, lun
+from vmfs.device.aio import AioQueue
 from vmfs.device.image import ImageDevice
+from vmfs.device.linux_aio import Opcode
 from vmfs.errors import DeviceError
 from vmfs.units import KIB, MIB
 
@@ -33,7 +35,7 @@ def refuse(*_arguments: object) -> None:
     raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
-def break_down(*_arguments: object) -> None:
+def break_down(*_arguments: object, **_named: object) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
@@ -87,7 +89,7 @@ async def test_the_descriptor_is_not_inherited(path: Path) -> None:
 async def test_a_failed_flush_fails_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = ImageDevice.open(path, writable=True)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fdatasync", break_down)
+        patch.setattr(AioQueue, "transfer", break_down)
         with pytest.raises(DeviceError, match=r"flush .*EIO"):
             await device.flush()
 
@@ -99,26 +101,99 @@ async def test_a_failed_flush_fails_for_ever(path: Path, monkeypatch: pytest.Mon
 async def test_callers_share_a_flush_that_begins_after_they_came(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on = threading.Event(), threading.Event()
+    go_on = trio.Event()
     calls = 0
     device = ImageDevice.open(path, writable=True)
 
-    def wait(_fd: int) -> None:
+    async def wait(_queue: AioQueue, opcode: Opcode) -> int:
         nonlocal calls
+        assert opcode is Opcode.FDSYNC
         calls += 1
-        begun.set()
-        go_on.wait()
+        await go_on.wait()
+        return 0
 
-    monkeypatch.setattr(os, "fdatasync", wait)
+    monkeypatch.setattr(AioQueue, "transfer", wait)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(device.flush)
-        await trio.to_thread.run_sync(begun.wait)
+        await trio.testing.wait_all_tasks_blocked()
         for _ in range(10):
             nursery.start_soon(device.flush)
         await trio.testing.wait_all_tasks_blocked()
         go_on.set()
 
     assert calls == 2  # the one that was under way, and one for all who came meanwhile
+    await device.aclose()
+
+
+async def test_without_aio_a_flush_takes_a_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(image, "AioQueue", break_down)
+    monkeypatch.setattr(os, "fdatasync", lambda _fd: threads.append(threading.get_ident()))
+    device = ImageDevice.open(path, writable=True)
+
+    await device.flush()
+    await device.flush()
+
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+    await device.aclose()
+
+
+async def test_what_the_page_cache_lacks_is_read_in_a_thread(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(MIB)
+    device = ImageDevice.open(path, writable=True)
+    await device.write(0, data)
+    threads: list[int] = []
+    pread, preadv = os.pread, os.preadv
+
+    def miss(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if offset >= 64 * KIB:
+            raise BlockingIOError(errno.EAGAIN, "not in the page cache")
+        return preadv(fd, [buffers[0][: 64 * KIB - offset]], offset, flags & ~os.RWF_NOWAIT)
+
+    def read(fd: int, length: int, offset: int) -> bytes:
+        threads.append(threading.get_ident())
+        return pread(fd, length, offset)
+
+    monkeypatch.setattr(os, "preadv", miss)
+    monkeypatch.setattr(os, "pread", read)
+
+    assert device.read_now(0, 64 * KIB) == data[: 64 * KIB]
+    assert device.read_now(32 * KIB, 64 * KIB) is None  # there in part
+    assert device.read_now(128 * KIB, 4096) is None
+    assert await device.read(0, 4096) == data[:4096]
+    assert not threads
+    assert await device.read(32 * KIB, 64 * KIB) == data[32 * KIB : 96 * KIB]
+    assert await device.read(128 * KIB, 4096) == data[128 * KIB : 132 * KIB]
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
+    await device.aclose()
+
+
+async def test_a_filesystem_that_tells_no_misses_is_read_inline(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preadv = os.preadv
+    flags_seen: list[int] = []
+
+    def know_nothing(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        flags_seen.append(flags)
+        if flags & os.RWF_NOWAIT:
+            refuse()
+        return preadv(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", know_nothing)
+    device = ImageDevice.open(path, writable=True)
+    await device.write(0, b"x" * 4096)
+
+    assert device.read_now(0, 4096) == b"x" * 4096
+    assert device.read_now(0, 4096) == b"x" * 4096
+
+    assert flags_seen == [os.RWF_NOWAIT, 0, 0]
     await device.aclose()
 
 

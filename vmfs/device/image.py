@@ -7,7 +7,8 @@ What the page cache has is read inline: without a checkpoint, and without a thre
 than the I/O, docs/decisions/009). What it has not is read in a thread, so that a slow disk holds up
 neither a heartbeat nor other requests. A filesystem that cannot say what it has (tmpfs, which has
 everything) is read inline. Writes are inline: they go to memory, until the kernel slows down who
-writes faster than the disk, by 0.2 s per call at most (`balance_dirty_pages`).
+writes faster than the disk, by 0.2 s per call at most (`balance_dirty_pages`). A flush is waited for
+without a thread, as everything is that `vmfs.device.aio` does.
 """
 
 import errno
@@ -18,9 +19,12 @@ from typing import Final, Self
 import trio
 
 from vmfs.device import linux
+from vmfs.device.aio import AioQueue
 from vmfs.device.base import Buffer, assert_range
 from vmfs.device.buffers import AlignedBuffer
+from vmfs.device.linux_aio import Opcode
 from vmfs.device.lun import LunDevice, open_lun, reason_of
+from vmfs.errors import Unsupported
 from vmfs.units import MIB
 
 INLINE_BYTES_MAX: Final = MIB
@@ -35,6 +39,8 @@ class ImageDevice(LunDevice):
         super().__init__(fd, path, size=size, offload_inline_max=INLINE_BYTES_MAX)
         self._tells_misses = True  # until the filesystem says that it cannot
         self._scratch = AlignedBuffer(MIB)
+        self._flushes: AioQueue | None = None  # made with the first
+        self._has_aio = True
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool) -> Self:
@@ -114,4 +120,19 @@ class ImageDevice(LunDevice):
             raise self._error(verb, offset, len(view), reason_of(error)) from error
 
     async def _fdatasync(self) -> None:
-        await trio.to_thread.run_sync(os.fdatasync, self._fd)
+        if self._flushes is None and self._has_aio:
+            try:
+                self._flushes = AioQueue(self._fd, depth=1)
+            except (OSError, Unsupported):
+                self._has_aio = False  # not here, or the machine's room for it is used up
+        if self._flushes is None:
+            await trio.to_thread.run_sync(os.fdatasync, self._fd)
+        else:
+            await self._flushes.transfer(Opcode.FDSYNC)
+
+    async def aclose(self) -> None:
+        """Close the descriptor. Does not flush."""
+        if self._flushes is not None:
+            self._flushes.close()
+            self._flushes = None
+        await super().aclose()
