@@ -160,7 +160,7 @@ async def test_removal_larger_than_the_journal(autojump_clock: MockClock, *, kil
 
 
 async def test_two_hosts_in_one_directory_both_get_on(autojump_clock: MockClock) -> None:
-    """On a LUN that takes time: on one that takes none, nobody is ever in the middle of anything."""
+    """On a LUN that takes time: where it takes none, nobody is ever in the middle of anything."""
     async with volume_lab() as lab:
         lab.io_seconds = 0.0002
         async with lab.host("a") as a, lab.host("b") as b:

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.support.volumes import VolumeLab, cat, creation, names, put, volume_lab
 from vmfs.errors import LockBusy, NotFound, StaleHandle
@@ -11,10 +12,8 @@ from vmfs.volume import Volume
 
 ROOT = ROOT_ADDRESS
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
-
-async def test_names_sizes_and_deletions_are_seen_at_once() -> None:
+async def test_names_sizes_and_deletions_are_seen_at_once(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, lab.host("b") as b:
             await put(a, b"f", b"x" * 3 * MIB)
@@ -31,7 +30,7 @@ async def test_names_sizes_and_deletions_are_seen_at_once() -> None:
         await lab.assert_clean()
 
 
-async def test_stat_sees_the_size_while_the_other_host_writes() -> None:
+async def test_stat_sees_the_size_while_the_other_host_writes(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
         _, file = await a.namespace.create(ROOT, b"f", creation())
         await file.write(0, b"12345")
@@ -44,7 +43,9 @@ async def test_stat_sees_the_size_while_the_other_host_writes() -> None:
         assert (await b.namespace.getattr(found.address)).mode == 0o600
 
 
-async def test_file_open_for_writing_is_busy_elsewhere_until_it_is_closed() -> None:
+async def test_file_open_for_writing_is_busy_elsewhere_until_it_is_closed(
+    autojump_clock: MockClock,
+) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, lab.host("b") as b:
             made, file = await a.namespace.create(ROOT, b"f", creation())
@@ -64,7 +65,7 @@ async def test_file_open_for_writing_is_busy_elsewhere_until_it_is_closed() -> N
         await lab.assert_clean()
 
 
-async def test_close_on_the_way_never_meets_busy() -> None:
+async def test_close_on_the_way_never_meets_busy(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
         made, file = await a.namespace.create(ROOT, b"f", creation())
 
@@ -78,7 +79,7 @@ async def test_close_on_the_way_never_meets_busy() -> None:
             await theirs.release()
 
 
-async def test_both_may_read_at_once() -> None:
+async def test_both_may_read_at_once(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
         made = await put(a, b"f", b"shared" * 1000)
         one = await a.namespace.open(made.address, writing=False)
@@ -92,7 +93,7 @@ async def test_both_may_read_at_once() -> None:
             await file.release()
 
 
-async def test_creating_in_turns_in_one_directory() -> None:
+async def test_creating_in_turns_in_one_directory(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, lab.host("b") as b:
             made = await a.namespace.mkdir(ROOT, b"d", creation(0o755))
@@ -111,7 +112,9 @@ async def test_creating_in_turns_in_one_directory() -> None:
         await lab.assert_clean()
 
 
-async def test_files_freed_by_one_host_are_made_again_by_the_other() -> None:
+async def test_files_freed_by_one_host_are_made_again_by_the_other(
+    autojump_clock: MockClock,
+) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, lab.host("b") as b:
             for number in range(6):
@@ -124,7 +127,7 @@ async def test_files_freed_by_one_host_are_made_again_by_the_other() -> None:
         await lab.assert_clean()
 
 
-async def test_file_deleted_elsewhere_is_stale() -> None:
+async def test_file_deleted_elsewhere_is_stale(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
         made = await put(a, b"f", b"x")
         await b.namespace.lookup(ROOT, b"f")
@@ -138,7 +141,9 @@ async def test_file_deleted_elsewhere_is_stale() -> None:
         assert await cat(b, b"f") == b"x"
 
 
-async def test_directories_exchanged_against_each_other_never_form_a_circle() -> None:
+async def test_directories_exchanged_against_each_other_never_form_a_circle(
+    autojump_clock: MockClock,
+) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, lab.host("b") as b:
             one = (await a.namespace.mkdir(ROOT, b"one", creation(0o755))).address
@@ -164,7 +169,7 @@ async def test_directories_exchanged_against_each_other_never_form_a_circle() ->
         await lab.assert_clean()
 
 
-async def test_renames_across_the_hosts_keep_every_name() -> None:
+async def test_renames_across_the_hosts_keep_every_name(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, lab.host("b") as b:
             d = (await a.namespace.mkdir(ROOT, b"d", creation(0o755))).address
@@ -185,7 +190,9 @@ async def test_renames_across_the_hosts_keep_every_name() -> None:
         await lab.assert_clean()
 
 
-async def test_killed_host_is_recovered_by_whoever_needs_its_lock() -> None:
+async def test_killed_host_is_recovered_by_whoever_needs_its_lock(
+    autojump_clock: MockClock,
+) -> None:
     async with volume_lab() as lab:
         async with lab.host("b") as b:
             async with lab.host("a") as a:
@@ -202,7 +209,9 @@ async def test_killed_host_is_recovered_by_whoever_needs_its_lock() -> None:
         await lab.assert_clean()
 
 
-async def test_unlinked_open_file_of_a_killed_host_is_freed_by_its_heir() -> None:
+async def test_unlinked_open_file_of_a_killed_host_is_freed_by_its_heir(
+    autojump_clock: MockClock,
+) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a:
             before = a.namespace.statistics()
@@ -219,7 +228,7 @@ async def test_unlinked_open_file_of_a_killed_host_is_freed_by_its_heir() -> Non
         await lab.assert_clean()
 
 
-async def test_all_slots_dead_are_recovered_by_the_next_mount() -> None:
+async def test_all_slots_dead_are_recovered_by_the_next_mount(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab:
         await _kill_in_every_slot(lab)
         async with lab.host("late") as late:

@@ -15,8 +15,6 @@ from vmfs.volume import Volume
 
 ROOT = ROOT_ADDRESS
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
 
 def pattern(length: int, *, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(length)

@@ -24,8 +24,6 @@ from vmfs.volume import Volume
 
 ROOT = ROOT_ADDRESS
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")
-
 
 async def mkdir(volume: Volume, name: bytes, parent: FdAddress = ROOT) -> FdAddress:
     return (await volume.namespace.mkdir(parent, name, creation(0o755))).address

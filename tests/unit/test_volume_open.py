@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from lockd.client import HostIdentity
 from tests.support.build import tiny_request
@@ -27,8 +28,6 @@ from vmfs.ondisk.descriptor import DESCRIPTOR_OFFSET, LockProtocol
 from vmfs.ondisk.heartbeat import Heartbeat, HeartbeatState, slot_offset
 from vmfs.units import MIB
 from vmfs.volume import Volume, unix_lockd
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 
 async def test_open_create_write_read_close_reopen() -> None:
@@ -115,7 +114,9 @@ async def test_heartbeat_of_another_implementation_means_read_only() -> None:
             assert "528" in a.read_only_reason
 
 
-async def test_more_hosts_than_slots_are_refused_and_told_who_is_there() -> None:
+async def test_more_hosts_than_slots_are_refused_and_told_who_is_there(
+    autojump_clock: MockClock,
+) -> None:
     async with (
         volume_lab() as lab,
         lab.host("a"),
@@ -129,7 +130,7 @@ async def test_more_hosts_than_slots_are_refused_and_told_who_is_there() -> None
         assert "b" in caught.value.holder
 
 
-async def test_host_that_is_killed_and_comes_back_finds_its_work() -> None:
+async def test_host_that_is_killed_and_comes_back_finds_its_work(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab:
         for generation in range(3):
             async with lab.host("a") as a:
@@ -152,7 +153,9 @@ async def be_fenced(lab: VolumeLab) -> None:
             await put(a, b"g", b"x" * 9000)
 
 
-async def test_host_that_lockd_lets_in_no_more_fails_its_operations_and_its_close() -> None:
+async def test_host_that_lockd_lets_in_no_more_fails_its_operations_and_its_close(
+    autojump_clock: MockClock,
+) -> None:
     async with volume_lab() as lab:
         with pytest.raises(VmfsError):
             await be_fenced(lab)
@@ -167,7 +170,7 @@ async def test_lockd_that_is_not_there_is_an_error(tmp_path: Path) -> None:
                 pass
 
 
-async def test_reservation_mode_does_the_same() -> None:
+async def test_reservation_mode_does_the_same(autojump_clock: MockClock) -> None:
     request = tiny_request(lock_protocol=LockProtocol.RESERVATION)
     async with volume_lab(request) as lab:
         async with lab.host("a") as a, lab.host("b") as b:
