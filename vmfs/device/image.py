@@ -7,8 +7,8 @@ What the page cache has is read inline: without a checkpoint, and without a thre
 than the I/O, docs/decisions/009). What it has not is read in a thread, so that a slow disk holds up
 neither a heartbeat nor other requests. A filesystem that cannot say what it has (tmpfs, which has
 everything) is read inline. Writes are inline: they go to memory, until the kernel slows down who
-writes faster than the disk, by 0.2 s per call at most (`balance_dirty_pages`). A flush is waited for
-without a thread, as everything is that `vmfs.device.aio` does.
+writes faster than the disk, by 0.2 s per call at most (`balance_dirty_pages`). A flush waits
+without a thread, as AIO does.
 """
 
 import errno
