@@ -7,15 +7,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
 
+from tests.support.commands import vmfs
 from tests.support.handmade import HandMade, build_handmade, save
-from vmfs.cli.main import cli
 from vmfs.units import MIB
-
-
-def vmfs(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="vmfs")
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
 
+from tests.support.commands import vmfs
 from tests.support.handmade import HandMade, build_handmade, save
-from vmfs.cli.main import cli
 from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
 from vmfs.ids import VmfsUuid
@@ -17,10 +16,6 @@ from vmfs.ondisk.heartbeat import SLOT_SIZE, Heartbeat, HostInfo, slot_offset
 
 ALICE, BOB = VmfsUuid(b"a" * 16), VmfsUuid(b"b" * 16)
 INFO = HostInfo(name="esx-a", pid=4711, nonce=1, interval_ms=60, lease_ms=500)
-
-
-def vmfs(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="vmfs")
 
 
 async def open_slot(volume: HandMade, index: int, owner: VmfsUuid, **changes: VmfsUuid) -> None:

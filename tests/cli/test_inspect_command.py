@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
 
+from tests.support.commands import vmfs
 from tests.support.handmade import HandMade, build_handmade, save
 from tests.support.records import HOST_A
 from vmfs.check import fields
-from vmfs.cli.main import cli
 from vmfs.ondisk.descriptor import DESCRIPTOR_OFFSET
 from vmfs.ondisk.disk_lock import DiskLock, Holder
 from vmfs.ondisk.file_desc import FDC_FD
 from vmfs.ondisk.heartbeat import slot_offset
-
-
-def vmfs(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="vmfs")
 
 
 @pytest.fixture(scope="module")

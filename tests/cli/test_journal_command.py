@@ -3,23 +3,18 @@
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
+from tests.support.commands import vmfs
 from tests.support.volumes import VolumeLab, names, put, volume_lab
 from vmfs.check import check_device
 from vmfs.check.discard import plan_discard
 from vmfs.cli.journal import empty_journal
-from vmfs.cli.main import cli
 from vmfs.device.base import Device
 from vmfs.device.locate import find_lv
 from vmfs.errors import CorruptRecord, InvalidArgument
 from vmfs.ids import SlotIndex
 from vmfs.ondisk.journal_rec import CommitSector, JournalLayout
 from vmfs.volume import Volume
-
-
-def vmfs(*words: object) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], prog_name="vmfs")
 
 
 def layout_of(volume: Volume) -> JournalLayout:

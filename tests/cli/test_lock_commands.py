@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
 
 from tests.support.build import build_volume, tiny_request
+from tests.support.commands import vmfs
 from tests.support.handmade import HandMade, build_handmade, save
-from vmfs.cli.main import cli
 from vmfs.cli.table import table_lines
 from vmfs.ids import VmfsUuid
 from vmfs.ondisk.descriptor import LockProtocol
@@ -17,10 +16,6 @@ from vmfs.ondisk.disk_lock import LOCK_SIZE, DiskLock, Holder
 from vmfs.ondisk.heartbeat import SLOT_SIZE, Heartbeat, HostInfo, slot_offset
 
 ALICE, BOB = VmfsUuid(b"a" * 16), VmfsUuid(b"b" * 16)
-
-
-def vmfs(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="vmfs")
 
 
 def host_info(name: str, pid: int) -> HostInfo:

@@ -114,35 +114,28 @@ def test_dead_and_dying_holders() -> None:
     assert "being fenced" in explain(lock(), report(dying, waits=waits), "ds1").waits[0].next
 
 
-def test_reservation_is_named() -> None:
+def reserved(*, granted: bool, waits_for: tuple[str, ...] = ()) -> StatusReport:
     everything = report(host("a", 1))
-    taken = ReservationStatus(
+    reservation = ReservationStatus(
         holder="c (pid 3)",
         generation=1,
-        age=1.0,
-        granted=True,
+        age=1.5,
+        granted=granted,
         ending="",
-        waits_for=(),
-        seconds_left=0.0,
+        waits_for=waits_for,
+        seconds_left=8.5,
     )
-    lun = dataclasses.replace(everything.luns[0], reservation=(taken,))
-    found = explain(lock(), dataclasses.replace(everything, luns=(lun,)), "ds1")
+    lun = dataclasses.replace(everything.luns[0], reservation=(reservation,))
+    return dataclasses.replace(everything, luns=(lun,))
+
+
+def test_reservation_is_named() -> None:
+    found = explain(lock(), reserved(granted=True), "ds1")
     assert "the whole LUN is reserved by c (pid 3): all others wait" in why_lines(found)
 
 
 def test_reserve_that_is_not_granted_yet_is_a_wait() -> None:
-    everything = report(host("a", 1))
-    wanted = ReservationStatus(
-        holder="c (pid 3)",
-        generation=1,
-        age=1.5,
-        granted=False,
-        ending="",
-        waits_for=("a (pid 1)", "b (pid 2)"),
-        seconds_left=8.5,
-    )
-    lun = dataclasses.replace(everything.luns[0], reservation=(wanted,))
-    found = explain(lock(), dataclasses.replace(everything, luns=(lun,)), "ds1")
+    found = explain(lock(), reserved(granted=False, waits_for=("a (pid 1)", "b (pid 2)")), "ds1")
 
     assert found.reserved_by == ""
     assert [(link.waiter, link.holder) for link in found.waits] == [

@@ -6,18 +6,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
 
 from tests.support.build import tiny_request
+from tests.support.commands import vmfs
 from tests.support.handmade import HandMade, build_handmade, pattern, save
-from vmfs.cli.main import cli
 from vmfs.ondisk.file_desc import FileType
 from vmfs.ondisk.partition import TableKind
 from vmfs.units import GIB, MIB
-
-
-def vmfs(*args: object) -> Result:
-    return CliRunner().invoke(cli, [str(arg) for arg in args], prog_name="vmfs")
 
 
 def names(directory: Path) -> list[str]:

@@ -6,17 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from lockd.server.exclusive import hold
-from vmfs.cli.main import cli
+from tests.support.commands import vmfs
 from vmfs.cli.served import require_idle
 from vmfs.errors import DeviceError, LockBusy
 from vmfs.units import MIB
-
-
-def vmfs(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], prog_name="vmfs")
 
 
 @pytest.fixture

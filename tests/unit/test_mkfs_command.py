@@ -5,16 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
+from tests.support.commands import vmfs
 from vmfs.cli.common import only_vmfs_error, run
-from vmfs.cli.main import cli
 from vmfs.errors import NoSpace, NotFound, VmfsError
 from vmfs.units import GIB, MIB
-
-
-def vmfs(*words: str | Path) -> Result:
-    return CliRunner().invoke(cli, [str(word) for word in words], prog_name="vmfs")
 
 
 @pytest.fixture
