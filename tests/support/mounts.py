@@ -228,14 +228,20 @@ class Datastore:
     def b(self) -> Mount:
         return self.hosts["b"]
 
-    def mount(self, name: str, *options: str) -> Mount:
-        """Mount it as host `name`; ready when this returns. A former mount of the name is gone."""
+    def mount(self, name: str, *options: str, doctored: str = "") -> Mount:
+        """Mount it as host `name`; ready when this returns. A former mount of the name is gone.
+
+        `doctored`: with this rule broken on purpose (`tests.support.doctored_mount`).
+        """
         former = self.hosts.pop(name, None)
         if former is not None:
             former.clean_up()
         path = self.directory / f"host-{name}"
         path.mkdir()
-        command: list[str | Path] = [BIN / "vmfs", "mount", self.lun, path]
+        command: list[str | Path] = [BIN / "vmfs"]
+        if doctored:
+            command = [sys.executable, "-m", "tests.support.doctored_mount", doctored]
+        command += ["mount", self.lun, path]
         command += ["--lockd", self.socket, "--host", name, "-o", "profile=test"]
         for option in options:
             command += ["-o", option]
@@ -331,6 +337,7 @@ def datastore(
     lockd_options: Sequence[str] = (),
     check: bool = True,
     block: bool = False,
+    seconds: float = LIMIT_SECONDS,
 ) -> Iterator[Datastore]:
     """A new volume with lockd and mounts. At the end: unmounted, checked, gone.
 
@@ -342,6 +349,7 @@ def datastore(
         lockd_options: more arguments for lockd.
         check: whether `vmfs check` must find nothing at the end.
         block: whether the LUN is a block device (a loop device on the image).
+        seconds: after which the watchdog ends it.
     """
     image, socket = directory / "ds1.img", directory / "lockd" / "sock"
     with ExitStack() as stack:
@@ -355,7 +363,7 @@ def datastore(
         lockd = Process(command, address_space=64 << 30)  # LMDB maps its whole size
         ds = Datastore(directory, lun, socket, lockd)
         stack.callback(ds.clean_up)
-        stack.enter_context(watchdog(ds.end))
+        stack.enter_context(watchdog(ds.end, seconds=seconds))
         lockd.wait_for("ready")
         for name in hosts:
             ds.mount(name)
