@@ -150,7 +150,11 @@ async def test_what_the_page_cache_lacks_is_read_in_a_thread(
     threads: list[int] = []
     pread, preadv = os.pread, os.preadv
 
+    tries = 0
+
     def miss(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        nonlocal tries
+        tries += 1
         if offset >= 64 * KIB:
             raise BlockingIOError(errno.EAGAIN, "not in the page cache")
         return preadv(fd, [buffers[0][: 64 * KIB - offset]], offset, flags & ~os.RWF_NOWAIT)
@@ -168,7 +172,10 @@ async def test_what_the_page_cache_lacks_is_read_in_a_thread(
     assert await device.read(0, 4096) == data[:4096]
     assert not threads
     assert await device.read(32 * KIB, 64 * KIB) == data[32 * KIB : 96 * KIB]
+    assert device.read_now(128 * KIB, 4096) is None
+    tries = 0
     assert await device.read(128 * KIB, 4096) == data[128 * KIB : 132 * KIB]
+    assert tries == 0  # what was just missed is not tried again
     assert len(threads) == 2
     assert threading.get_ident() not in threads
     await device.aclose()

@@ -38,6 +38,7 @@ class ImageDevice(LunDevice):
         """Own `fd` from here on; use `open`."""
         super().__init__(fd, path, size=size, offload_inline_max=INLINE_BYTES_MAX)
         self._tells_misses = True  # until the filesystem says that it cannot
+        self._missed: tuple[int, int] | None = None  # by `read_now`: `read` need not try again
         self._scratch = AlignedBuffer(MIB)
         self._flushes: AioQueue | None = None  # made with the first
         self._has_aio = True
@@ -60,9 +61,11 @@ class ImageDevice(LunDevice):
         Raises:
             DeviceError: the medium answered with an error, or the file was cut short under us.
         """
-        view = self.read_now(offset, length)
-        if view is not None:
-            return bytes(view)
+        missed, self._missed = self._missed, None
+        if missed != (offset, length):
+            view = self.read_now(offset, length)
+            if view is not None:
+                return bytes(view)
         try:
             data = await trio.to_thread.run_sync(linux.pread, self._fd, offset, length)
         except OSError as error:
@@ -88,13 +91,15 @@ class ImageDevice(LunDevice):
             got = os.preadv(self._fd, [view], offset, flags)
         except OSError as error:
             if error.errno == errno.EAGAIN:
+                self._missed = offset, length
                 return None
             if error.errno == errno.EOPNOTSUPP and self._tells_misses:
                 self._tells_misses = False
                 return self.read_now(offset, length)
             raise self._error("read", offset, length, reason_of(error)) from error
         if got != length:
-            return None  # some of it is missing, here or altogether: `read` finds out
+            self._missed = offset, length  # some of it, here or altogether: `read` finds out
+            return None
         self._count_read(length)
         return view
 
