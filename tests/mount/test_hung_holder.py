@@ -189,6 +189,7 @@ def test_wait_for_a_stopped_host_is_explained_and_can_be_broken(tmp_path: Path) 
 
         assert f"slow (pid {slow.pid}) would be fenced" in told.stdout
         assert f"waits for slow (pid {slow.pid})" in root.stdout
+        assert f"slow (pid {slow.pid}) does not say what goes on in it" in root.stdout
         assert "next: it" in root.stdout
         assert broken.returncode == 0, broken.stderr
         assert f"slow (pid {slow.pid}): fenced:" in broken.stdout

@@ -26,8 +26,9 @@ from lockd.protocol.messages import (
 from lockd.protocol.terms import FenceResult, HostEnd
 from vmfs.check.findings import Findings
 from vmfs.check.opening import open_lun
-from vmfs.cli.common import run
+from vmfs.cli.common import mounts_here, run
 from vmfs.cli.held_locks import LockFacts, lock_of_file
+from vmfs.cli.mount_report import MountReport, ask_mount
 from vmfs.cli.open_files import OpenFile, open_file_lines, open_files
 from vmfs.cli.places import Place, address_at, place_of
 from vmfs.cli.session import name_of_lun
@@ -73,6 +74,7 @@ class WhyFacts:
 
     lock: LockFacts
     open_files: tuple[OpenFile, ...]  # on this machine
+    inside: tuple[str, ...]  # what the mounts of this machine say, in words
     reserved_by: str  # the whole LUN; empty: nobody has it
     waits: tuple[WaitFacts, ...]
 
@@ -134,7 +136,12 @@ def lockd_of(place: Place, socket: str) -> str:
 
 
 def explain(
-    lock: KnownLock, report: StatusReport, lun: str, *, open_files: tuple[OpenFile, ...] = ()
+    lock: KnownLock,
+    report: StatusReport,
+    lun: str,
+    *,
+    open_files: tuple[OpenFile, ...] = (),
+    inside: Sequence[str] = (),
 ) -> WhyFacts:
     """The wait chain of one lock: who waits for it, for whom those wait, and so on."""
     served = next((entry for entry in report.luns if entry.name == lun), None)
@@ -144,6 +151,7 @@ def explain(
     return WhyFacts(
         lock=lock.facts,
         open_files=open_files,
+        inside=tuple(inside),
         reserved_by=reservation.holder if reservation is not None and reservation.granted else "",
         waits=(
             *_waits_to_reserve(reservation),
@@ -189,9 +197,10 @@ def why_lines(why: WhyFacts) -> list[str]:
     )
     lines = [f"{lock.what}: {lock.mode}" + (f", held by {names}" if names else "")]
     lines += open_file_lines(why.open_files)
+    lines += why.inside
     if why.reserved_by:
         lines.append(f"the whole LUN is reserved by {why.reserved_by}: all others wait")
-    if not why.waits:
+    if not why.waits and not any(" waits " in line for line in why.inside):
         lines.append("nobody waits for it")
     for wait in why.waits:
         indent = "  " * wait.depth
@@ -264,7 +273,35 @@ async def _why(place: Place, socket: str) -> WhyFacts:
     lock = await _lock(place)
     async with _at_lockd(place, socket) as (observer, lun):
         report = await observer.status()
-        return explain(lock, report, lun, open_files=open_files(place))
+        inside = await _inside_mounts(place, lock.facts.lv_offset)
+        return explain(lock, report, lun, open_files=open_files(place), inside=inside)
+
+
+async def _inside_mounts(place: Place, lv_offset: int) -> list[str]:
+    """What every mount of the LUN on this machine has to say of one lock."""
+    lines: list[str] = []
+    for entry in mounts_here():
+        if not entry.is_vmfs or entry.source != place.entry.source:
+            continue
+        record = read_record(entry)
+        name = f"{record.host} (pid {record.pid})" if record is not None else entry.mount_point
+        report = await ask_mount(entry)
+        if report is None:
+            lines.append(f"{name} does not say what goes on in it")
+        else:
+            lines += inside_lines(name, report, lv_offset)
+    return lines
+
+
+def inside_lines(name: str, report: MountReport, lv_offset: int) -> Iterator[str]:
+    """Which operations of one host use a lock, and which wait for it."""
+    for use in report.uses:
+        if use.lv_offset == lv_offset and use.operations:
+            yield f"{name} is at work on it: {', '.join(use.operations)}"
+    for wait in report.waits:
+        if wait.lv_offset == lv_offset:
+            what = f" for {wait.label!r}" if wait.label else ""
+            yield f"inside {name} an operation{what} waits {wait.seconds:.1f} s: {wait.waits_for}"
 
 
 async def _history(place: Place, socket: str) -> list[AuditEntry]:

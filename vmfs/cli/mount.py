@@ -21,12 +21,14 @@ import trio
 from lockd.client import ErrorCode, LockdRefused
 from vmfs.cli.background import Announce, go_to_background, log_to_background, log_to_foreground
 from vmfs.cli.common import mounts_here, run
+from vmfs.cli.mount_report import report_path, serve_report
 from vmfs.cli.session import name_of_lun, this_host, wait_for_lockd
 from vmfs.errors import InvalidArgument, LockServiceError, VmfsError
 from vmfs.fuse.mountinfo import mounted_at
 from vmfs.fuse.options import MountOptions, parse_options
 from vmfs.fuse.registry import MountRecord, record_path, start_ticks, write_record
 from vmfs.fuse.serve import MountPlan, check_mount_point, serve
+from vmfs.locks.base import Clock
 from vmfs.volume import PRODUCTION, TEST, Volume, VolumeOptions, unix_lockd
 
 log = logging.getLogger("vmfs.mount")
@@ -167,6 +169,7 @@ async def _open_and_serve(request: MountRequest, announce: Announce, stopping: "
         ready = _Ready(request, volume, host.name, announce, stopping)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_say_when_failed, volume, ready)
+            nursery.start_soon(_report, volume, ready, wanted.clock)
             try:
                 await serve(volume.namespace, plan, on_ready=ready, stop=stopping.event)
             finally:
@@ -178,6 +181,12 @@ async def _open_and_serve(request: MountRequest, announce: Announce, stopping: "
 async def _say_when_failed(volume: Volume, ready: "_Ready") -> None:
     """A mount that can change nothing any more stays, to be read; `vmfs status` has to say so."""
     ready.failed(await volume.until_failed())
+
+
+async def _report(volume: Volume, ready: "_Ready", clock: Clock) -> None:
+    """Answer `vmfs locks why` while the mount is there."""
+    await ready.answers.wait()
+    await serve_report(report_path(ready.device), volume, clock)
 
 
 @asynccontextmanager
@@ -210,14 +219,15 @@ class _Ready:
         self._host = host
         self._announce = announce
         self._stopping = stopping
-        self._device = 0
+        self.device = 0
+        self.answers = trio.Event()
         self._record: MountRecord | None = None
 
     def __call__(self, device: int) -> None:
         """The mount with this device number has answered its first request."""
         volume, directory = self._volume, self._request.directory
         pid = os.getpid()
-        self._device = device
+        self.device = device
         self._write(
             MountRecord(
                 pid=pid,
@@ -232,6 +242,7 @@ class _Ready:
             )
         )
         self._stopping.is_mounted = True
+        self.answers.set()
         where = "read-only, without locks" if volume.slot is None else f"slot {volume.slot}"
         self._announce(
             f"vmfs: ready: {volume.label} mounted on {directory} as host {self._host} ({where})"
@@ -245,11 +256,12 @@ class _Ready:
     def forget(self) -> None:
         """Everything was given back: who waits for us needs not look for a crash."""
         if self._record is not None:
-            record_path(self._device).unlink(missing_ok=True)
+            record_path(self.device).unlink(missing_ok=True)
+            report_path(self.device).unlink(missing_ok=True)
 
     def _write(self, record: MountRecord) -> None:
         try:
-            write_record(self._device, record)
+            write_record(self.device, record)
         except OSError as error:
             log.warning("vmfs status and vmfs umount know nothing of this mount: %s", error)
         else:

@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from vmfs.cli.common import mounts_here, run
+from vmfs.cli.mount_report import report_path
 from vmfs.device.locate import find_lv
 from vmfs.device.opening import open_lun_device
 from vmfs.errors import DeviceError, InvalidArgument, VmfsError
@@ -48,7 +49,9 @@ def umount(*, directory: Path, lazy: bool, force: bool) -> None:
         if pidfd is not None:
             os.close(pidfd)
     if read_record(entry) == record:  # who ends cleanly takes it away
-        record_path(os.makedev(entry.major, entry.minor)).unlink(missing_ok=True)
+        device = os.makedev(entry.major, entry.minor)
+        record_path(device).unlink(missing_ok=True)
+        report_path(device).unlink(missing_ok=True)
         raise DeviceError(
             f"{directory} is unmounted, but process {record.pid} did not end cleanly: "
             f"{run(_recovery_of, record)}; its log says more"
