@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from trio.testing import wait_all_tasks_blocked
 from vmfs.device import aio
 from vmfs.device.aio import AioQueue
 from vmfs.device.direct import DirectDevice
-from vmfs.device.linux_aio import Opcode
-from vmfs.errors import DeviceError
+from vmfs.device.linux_aio import AioContext, Opcode
+from vmfs.errors import DeviceError, Unsupported
 from vmfs.locks.permit import GuardedDevice, Permit
 from vmfs.units import MIB
 
@@ -294,3 +295,29 @@ async def test_flush_that_failed_fails_for_ever(disks: list[Disk], tmp_path: Pat
         with pytest.raises(DeviceError, match=r"flush .*EIO"):
             await device.flush()
         assert not disk.requests
+
+
+def test_without_room_for_aio_a_device_says_where_to_look(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(_depth: int) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(aio, "AioContext", refuse)
+    path = tmp_path / "lun.img"
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(SIZE)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+
+    with pytest.raises(DeviceError, match=r"no asynchronous I/O .*EAGAIN.*fs\.aio-max-nr"):
+        DirectDevice.open(path, writable=True)
+
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_machine_of_another_kind_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "vax")
+
+    with pytest.raises(Unsupported, match="no asynchronous I/O on vax"):
+        AioContext(1)

@@ -13,6 +13,7 @@ A range that does not begin and end on a sector is widened to sectors: read, cha
 Writes that touch the same sector wait for each other, so nothing is lost by it.
 """
 
+import errno
 import os
 from pathlib import Path
 from typing import Final, Self
@@ -57,7 +58,8 @@ class DirectDevice(LunDevice):
             return cls(fd, path, size=linux.size_of(fd))
         except OSError as error:
             os.close(fd)
-            raise DeviceError(f"no asynchronous I/O on {path}: {reason_of(error)}") from error
+            hint = "; is fs.aio-max-nr used up?" if error.errno == errno.EAGAIN else ""
+            raise DeviceError(f"no asynchronous I/O on {path}: {reason_of(error)}{hint}") from error
         except BaseException:
             os.close(fd)
             raise

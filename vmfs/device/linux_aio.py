@@ -60,7 +60,7 @@ class AioContext:
         """
         numbers = _NUMBERS.get(platform.machine())
         if numbers is None:
-            raise Unsupported(f"no asynchronous I/O on {platform.machine()}; use -o io=inline")
+            raise Unsupported(f"no asynchronous I/O on {platform.machine()} machines")
         setup, destroy, submit, get_events = numbers
         self._destroy = _system_call(destroy, 1)
         self._submit = _system_call(submit, 3)
