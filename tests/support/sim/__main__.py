@@ -6,6 +6,7 @@ import time
 import traceback
 from collections import Counter
 
+from tests.support.sim.batch import pool, run_all
 from tests.support.sim.mutants import MUTANTS
 from tests.support.sim.world import SeedFailed, run_seed
 
@@ -18,27 +19,36 @@ def main() -> int:
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition("..")
     seeds = range(int(first), int(last or first) + 1)
-    return _mutants(seeds) if arguments.mutants else _seeds(seeds, verbose=arguments.verbose)
+    if arguments.mutants:
+        return _mutants(seeds)
+    return _aloud(seeds) if arguments.verbose else _seeds(seeds)
 
 
-def _seeds(seeds: range, *, verbose: bool) -> int:
+def _seeds(seeds: range) -> int:
     started, failed = time.monotonic(), 0
     counts: Counter[str] = Counter()
+    with pool() as workers:
+        for ran in run_all(workers, seeds):
+            counts.update(ran.counts)
+            failed += bool(ran.failure)
+            if ran.failure:
+                print(ran.failure, flush=True)
+    took = time.monotonic() - started
+    print(f"{len(seeds)} seeds, {failed} failed, {took:.1f} s; {dict(counts)}")
+    return 1 if failed else 0
+
+
+def _aloud(seeds: range) -> int:
+    failed = 0
     for seed in seeds:
         try:
             result = run_seed(seed)
         except SeedFailed as error:
             failed += 1
-            print(f"{error}\n  {error.__notes__[0]}", flush=True)
-            if verbose:
-                print(error.plan, *error.trace, sep="\n")
-                traceback.print_exception(error.__cause__)
+            print(error, *error.__notes__, error.plan, *error.trace, sep="\n", flush=True)
+            traceback.print_exception(error.__cause__)
         else:
-            counts.update(result.counts, kept=result.kept, lost=result.lost)
-            if verbose:
-                print(result.plan, *result.trace, sep="\n")
-    took = time.monotonic() - started
-    print(f"{len(seeds)} seeds, {failed} failed, {took:.1f} s; {dict(counts)}")
+            print(result.plan, *result.trace, sep="\n")
     return 1 if failed else 0
 
 

@@ -16,6 +16,7 @@ import trio
 
 from lockd.client import HostIdentity
 from lockd.state import ProcessId
+from tests.support.sim.history import BlockHistory
 from tests.support.sim.lun import Lun
 from tests.support.sim.wire import SimLink
 from vmfs.device.base import Buffer
@@ -110,9 +111,11 @@ class SimHost:
 class SimDevice:
     """The LUN as one start of a host has it."""
 
-    def __init__(self, host: SimHost) -> None:
+    def __init__(self, host: SimHost, history: BlockHistory | None = None) -> None:
+        """`history` hears of single blocks that are read."""
         self._host = host
         self._lun = host.lun
+        self._history = history
 
     @property
     def size(self) -> int:
@@ -123,6 +126,15 @@ class SimDevice:
         return f"LUN of {self._host.key}"
 
     async def read(self, offset: int, length: int) -> bytes:
+        lba, history = offset // SECTOR_SIZE, self._history
+        if history is None or length != SECTOR_SIZE or not history.knows(lba):
+            return await self._read(offset, length)
+        with history.read(lba, self._host.key) as returned:
+            data = await self._read(offset, length)
+            returned(data)
+            return data
+
+    async def _read(self, offset: int, length: int) -> bytes:
         io = await self._begin(offset, None)
         data = self._lun.read(offset, length)
         await self._end(io)
