@@ -55,6 +55,13 @@ def slots_in_use(ds: Datastore) -> str:
     return "\n".join(done.stdout.splitlines()[1:])
 
 
+def test_a_mount_waits_for_requests_with_poll(ds):
+    # It falls back to the scheduler where pyfuse3 is another: four times the cost of a small read.
+    mount = ds.mount("fast")
+    mount.stop()
+    assert not [line for line in mount.process.said if "without poll" in line]
+
+
 def test_foreground_mount_says_ready_once_it_answers(ds, directory):
     command = [BIN / "vmfs", "mount", ds.lun, directory, "--lockd", ds.socket, "--host", "h1"]
     process = Process(command)

@@ -101,9 +101,9 @@ async def serve(
     except RuntimeError as error:
         raise DeviceError(f"cannot mount on {mount_point}: {error}") from error
     unmount = _Unmount(plan)
+    restore = _wait_fast() if options.fast else _nothing  # before there is a second descriptor
     session = Session(session_descriptor(before))
     operations.cache.attach(session)
-    restore = _wait_fast() if options.fast else _nothing
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, nursery.cancel_scope)
