@@ -32,7 +32,8 @@ class Scale:
     """How much work a run is.
 
     `file_mib` and `disk_mib` are sizes of the files, `seconds` the length of a load that has no
-    natural end, `names` how many files one directory gets.
+    natural end, `names` how many files one directory gets. What moves whole disks takes long and is
+    steady, so it is run in the first `copy_rounds` of the `rounds` only.
     """
 
     file_mib: int
@@ -40,6 +41,7 @@ class Scale:
     seconds: float
     names: int
     rounds: int
+    copy_rounds: int = 1
 
     @property
     def contents_mib(self) -> int:
@@ -74,7 +76,6 @@ class Load:
         cold: on a disk, nothing may be in the page cache before: neither file nor image.
         copies: moves a whole disk: left out for the variants of ours that differ in latency only.
         mountless: is for lockd alone.
-        rounds_max: one that takes seconds is steady enough to be run less often.
     """
 
     name: str
@@ -84,7 +85,6 @@ class Load:
     cold: bool = False
     copies: bool = False
     mountless: bool = False
-    rounds_max: int = 1000
 
 
 def run_program(words: Sequence[str | Path], *, seconds: float = TIMEOUT_SECONDS) -> str:
@@ -259,7 +259,7 @@ LOADS: Final = (
     Load(name="reread", rows=("reread",), run=reread),
     Load(name="names", rows=_NAMES, run=names, writes=True),
     *(
-        Load(name=name, rows=(name,), run=run, writes=writes, cold=True, copies=True, rounds_max=2)
+        Load(name=name, rows=(name,), run=run, writes=writes, cold=True, copies=True)
         for name, run, writes in (
             ("cp-in", copy_in, True),
             ("cp-out", copy_out, False),
@@ -267,5 +267,5 @@ LOADS: Final = (
         )
     ),
 )
-BOOT: Final = Load(name="boot", rows=("boot",), run=boot, writes=True, copies=True, rounds_max=2)
+BOOT: Final = Load(name="boot", rows=("boot",), run=boot, writes=True, copies=True)
 """By option only: it fetches a kernel, and TCG makes it long."""

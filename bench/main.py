@@ -26,11 +26,11 @@ ALL_LOADS: Final = (*LOADS, LOCKD_LOAD)
 DOCS: Final = Path(__file__).parents[1] / "docs"
 PARENTS: Final = {"tmpfs": Path("/dev/shm"), "disk": Path("/var/tmp")}
 
-FULL: Final = Scale(file_mib=256, disk_mib=4096, seconds=1.0, names=2000, rounds=3)
+FULL: Final = Scale(file_mib=256, disk_mib=4096, seconds=0.6, names=2000, rounds=4, copy_rounds=2)
 QUICK: Final = Scale(file_mib=64, disk_mib=512, seconds=0.2, names=2000, rounds=1)
 RECORDED: Final = {
-    "tmpfs": Scale(file_mib=256, disk_mib=4096, seconds=0.4, names=2000, rounds=3),
-    "disk": Scale(file_mib=256, disk_mib=4096, seconds=0.4, names=2000, rounds=2),
+    "tmpfs": Scale(file_mib=128, disk_mib=4096, seconds=0.25, names=2000, rounds=3),
+    "disk": Scale(file_mib=128, disk_mib=4096, seconds=0.25, names=2000, rounds=2),
 }
 """What fits into eight minutes on two quiet cores."""
 
@@ -60,8 +60,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--variants", nargs="+", metavar="VARIANT", choices=variants, help=str(variants)
     )
-    parser.add_argument("--rounds", type=int, help="rounds of everything (3)")
-    parser.add_argument("--seconds", type=float, help="of a load that has no natural end (1)")
+    parser.add_argument("--rounds", type=int, help="rounds of everything (4)")
+    parser.add_argument("--seconds", type=float, help="of a load that has no natural end (0.6)")
     parser.add_argument("--file-mib", type=int, help="MiB of the files (256)")
     parser.add_argument("--disk-mib", type=int, help="MiB of the sparse VMDK (4096)")
     parser.add_argument("--names", type=int, help="files in one directory (2000)")

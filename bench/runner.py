@@ -127,7 +127,8 @@ class Rounds:
                 return
 
     def _round(self, number: int) -> None:
-        loads = [load for load in self._plan.loads if number < load.rounds_max]
+        copies = number < self._plan.scale.copy_rounds
+        loads = [load for load in self._plan.loads if copies or not load.copies]
         started, count = time.monotonic(), len(loads)
         for position, load in enumerate(loads):
             for variant in rotated(self._variants, number + position):
