@@ -45,7 +45,7 @@ def pread(fd: int, offset: int, length: int) -> bytes:
 
 def pwrite(fd: int, offset: int, view: memoryview) -> None:
     """Write all of `view`."""
-    done = 0
+    done = os.pwrite(fd, view, offset)
     while done < len(view):
         done += os.pwrite(fd, view[done:], offset + done)
 

@@ -68,7 +68,9 @@ class LunDevice(ABC):
         self._path = path
         self._size = size
         self._offload_inline_max = offload_inline_max
-        self._counts: Counter[str] = Counter()
+        self._read_count = self._read_size = 0
+        self._write_count = self._write_size = 0
+        self._counts: Counter[str] = Counter()  # of what is not done thousands of times a second
         self._unable: set[str] = set()
         self._flush_turn = trio.Lock()
         self._flushes_begun = 0
@@ -193,15 +195,21 @@ class LunDevice(ABC):
 
     def statistics(self) -> DeviceStatistics:
         """What has been done so far, and by whom."""
-        return DeviceStatistics(**self._counts)
+        return DeviceStatistics(
+            read_count=self._read_count,
+            read_size=self._read_size,
+            write_count=self._write_count,
+            write_size=self._write_size,
+            **self._counts,
+        )
 
     def _count_read(self, length: int) -> None:
-        self._counts["read_count"] += 1
-        self._counts["read_size"] += length
+        self._read_count += 1
+        self._read_size += length
 
     def _count_write(self, length: int) -> None:
-        self._counts["write_count"] += 1
-        self._counts["write_size"] += length
+        self._write_count += 1
+        self._write_size += length
 
     async def _write_zeroes_through(self, verb: str, offset: int, length: int) -> None:
         zeroes = memoryview(bytes(min(length, FALLBACK_CHUNK)))
