@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from vmfs.device import aio
 from vmfs.device.aio import AioQueue
-from vmfs.device.direct import DirectDevice
+from vmfs.device.direct import DirectDevice, pieces
 from vmfs.device.linux_aio import AioContext, Opcode
 from vmfs.errors import DeviceError, Unsupported
 from vmfs.locks.permit import GuardedDevice, Permit
@@ -321,3 +321,32 @@ def test_a_machine_of_another_kind_is_refused_by_name(monkeypatch: pytest.Monkey
 
     with pytest.raises(Unsupported, match="no asynchronous I/O on vax"):
         AioContext(1)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length", "expected"),
+    [
+        (700, 0, []),
+        (512, 512, [(512, 1024, 0, 512, set())]),
+        (1, 1, [(0, 512, 1, 2, {0})]),
+        (500, 600, [(0, 1536, 500, 1100, {0, 1024})]),
+        (512, 600, [(512, 1536, 0, 600, {512})]),
+        (
+            MIB - 1,
+            MIB + 2,
+            [
+                (MIB - 512, 2 * MIB - 512, 511, MIB, {0}),
+                (2 * MIB - 512, 2 * MIB + 512, 0, 513, {512}),
+            ],
+        ),
+    ],
+)
+def test_ranges_are_cut_into_whole_sectors(
+    offset: int, length: int, expected: list[tuple[int, int, int, int, set[int]]]
+) -> None:
+    found = [
+        (piece.start, piece.stop, piece.head, piece.tail, piece.edges())
+        for piece in pieces(offset, length)
+    ]
+
+    assert found == expected

@@ -1,13 +1,12 @@
 """A LUN past the page cache of this kernel: O_DIRECT, by Linux AIO.
 
-For a block device that is shared, because what a page cache holds is neither on the LUN nor gone
-when the process is: the pages of a host that was killed would be written after its fence. A write
-that this device has started is on the LUN when the process is seen to be gone, or never will be
-(`vmfs.device.linux_aio`).
+For block devices, because what a page cache holds is neither on the LUN nor gone when the process
+is: the pages of a host that was killed would be written after its fence. A write that this device
+has started is on the LUN when the process is seen to be gone, or never will be
+(`vmfs.device.linux_aio`). Why all who write a LUN go the same way: `vmfs.device.opening`.
 
 Nothing blocks the loop, and nothing takes a thread except the bulk verbs. (io_submit(2) itself
-waits when the queue of a block device is full, and for an image file when the filesystem has to
-read its own metadata or to allocate.)
+waits when the queue of a block device is full; on a regular file also for its block map.)
 
 A range that does not begin and end on a sector is widened to sectors: read, changed, written.
 Writes that touch the same sector wait for each other, so nothing is lost by it.
@@ -15,6 +14,8 @@ Writes that touch the same sector wait for each other, so nothing is lost by it.
 
 import errno
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -23,7 +24,7 @@ import trio
 from vmfs.device import linux
 from vmfs.device.aio import AioQueue
 from vmfs.device.base import Buffer, assert_range
-from vmfs.device.buffers import AlignedBuffer, BufferPool
+from vmfs.device.buffers import BufferPool
 from vmfs.device.linux_aio import Opcode
 from vmfs.device.lun import LunDevice, open_lun, reason_of
 from vmfs.errors import DeviceError
@@ -31,6 +32,52 @@ from vmfs.units import MIB, SECTOR_SIZE, align_down, align_up
 
 TRANSFER_MAX: Final = MIB
 """Bytes of one request; longer ranges are moved piece by piece."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one request moves: the bytes from `first` to `last`, in sectors, `start` to `stop`."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    @property
+    def size(self) -> int:
+        """Of the sectors, in bytes."""
+        return self.stop - self.start
+
+    @property
+    def head(self) -> int:
+        """Where in the sectors the bytes begin."""
+        return self.first - self.start
+
+    @property
+    def tail(self) -> int:
+        """Where in the sectors the bytes end."""
+        return self.last - self.start
+
+    def touches(self, other: "Piece") -> bool:
+        """Whether a sector belongs to both."""
+        return self.start < other.stop and other.start < self.stop
+
+    def edges(self) -> set[int]:
+        """Where in the sectors those are of which only a part is wanted: the first, the last."""
+        edges = set()
+        if self.first != self.start:
+            edges.add(0)
+        if self.last != self.stop:
+            edges.add(self.size - SECTOR_SIZE)
+        return edges
+
+
+def pieces(offset: int, length: int) -> Iterator[Piece]:
+    """Cut a range of bytes into requests of whole sectors, `TRANSFER_MAX` at most."""
+    end = offset + length
+    for start in range(align_down(offset, SECTOR_SIZE), end, TRANSFER_MAX) if length else ():
+        stop = min(start + TRANSFER_MAX, align_up(end, SECTOR_SIZE))
+        yield Piece(start=start, stop=stop, first=max(offset, start), last=min(end, stop))
 
 
 class DirectDevice(LunDevice):
@@ -41,7 +88,7 @@ class DirectDevice(LunDevice):
         super().__init__(fd, path, size=size, offload_inline_max=0)
         self._queue = AioQueue(fd)
         self._pool = BufferPool()
-        self._writes: list[tuple[int, int]] = []  # sectors of the writes in flight
+        self._writes: list[Piece] = []  # in flight; no two of them touch the same sector
         self._write_ended = trio.lowlevel.ParkingLot()
 
     @classmethod
@@ -71,21 +118,16 @@ class DirectDevice(LunDevice):
             DeviceError: the medium answered with an error, or the file was cut short under us.
         """
         assert_range(self._size, offset, length)
-        if length == 0:
-            return b""
-        pieces = []
-        end = offset + length
-        for start in range(align_down(offset, SECTOR_SIZE), end, TRANSFER_MAX):
-            stop = min(start + TRANSFER_MAX, align_up(end, SECTOR_SIZE))
-            buffer = self._pool.take(stop - start)
+        parts = []
+        for piece in pieces(offset, length):
+            buffer = self._pool.take(piece.size)
             try:
-                await self._transfer(Opcode.PREAD, "read", buffer.address, start, stop - start)
-                first, last = max(offset, start) - start, min(end, stop) - start
-                pieces.append(bytes(buffer.view[first:last]))
+                await self._transfer(Opcode.PREAD, "read", buffer.address, piece.start, piece.size)
+                parts.append(bytes(buffer.view[piece.head : piece.tail]))
             finally:
                 self._pool.give(buffer)
         self._count_read(length)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_now(self, offset: int, length: int) -> Buffer | None:
         """Not without waiting for the disk."""
@@ -98,47 +140,26 @@ class DirectDevice(LunDevice):
         return False
 
     async def _pwrite(self, verb: str, offset: int, view: memoryview) -> None:
-        end = offset + len(view)
-        if end == offset:
-            return
-        for start in range(align_down(offset, SECTOR_SIZE), end, TRANSFER_MAX):
-            stop = min(start + TRANSFER_MAX, align_up(end, SECTOR_SIZE))
-            first, last = max(offset, start), min(end, stop)
-            await self._write_sectors(
-                verb, start, stop, first, view[first - offset : last - offset]
-            )
+        for piece in pieces(offset, len(view)):
+            await self._write_piece(verb, piece, view[piece.first - offset : piece.last - offset])
 
-    async def _write_sectors(
-        self, verb: str, start: int, stop: int, first: int, data: memoryview
-    ) -> None:
-        """Write `data` at `first`, which is in the sectors from `start` to `stop`."""
-        sectors = (start, stop)
-        while any(begin < stop and start < end for begin, end in self._writes):
+    async def _write_piece(self, verb: str, piece: Piece, data: memoryview) -> None:
+        """Write `data`, the bytes of `piece`, and leave the rest of its sectors as it is."""
+        while any(piece.touches(other) for other in self._writes):
             await self._write_ended.park()
-        self._writes.append(sectors)
-        buffer = self._pool.take(stop - start)
+        self._writes.append(piece)
+        buffer = self._pool.take(piece.size)
         try:
-            at = first - start
-            await self._fill_edges(verb, buffer, start, stop, at, len(data))
-            buffer.view[at : at + len(data)] = data
-            await self._transfer(Opcode.PWRITE, verb, buffer.address, start, stop - start)
+            for edge in piece.edges():
+                await self._transfer(
+                    Opcode.PREAD, verb, buffer.address + edge, piece.start + edge, SECTOR_SIZE
+                )
+            buffer.view[piece.head : piece.tail] = data
+            await self._transfer(Opcode.PWRITE, verb, buffer.address, piece.start, piece.size)
         finally:
             self._pool.give(buffer)
-            self._writes.remove(sectors)
+            self._writes.remove(piece)
             self._write_ended.unpark_all()
-
-    async def _fill_edges(  # noqa: PLR0913 - as above
-        self, verb: str, buffer: AlignedBuffer, start: int, stop: int, at: int, length: int
-    ) -> None:
-        """Read the first and the last sector, where the data leaves something of them."""
-        last = stop - start - SECTOR_SIZE
-        edges = {0} if at else set()
-        if at + length != stop - start:
-            edges.add(last)
-        for edge in edges:
-            await self._transfer(
-                Opcode.PREAD, verb, buffer.address + edge, start + edge, SECTOR_SIZE
-            )
 
     async def _transfer(
         self, opcode: Opcode, verb: str, address: int, offset: int, length: int

@@ -1,7 +1,7 @@
-"""A LUN through the page cache of this kernel: an image file, or a block device used by one kernel.
+"""A LUN through the page cache of this kernel: an image file.
 
 Hosts that share it must run on one kernel: they share its page cache. A LUN that another kernel
-writes too needs `vmfs.device.direct`.
+writes too needs `vmfs.device.direct`. (Readers may open a block device so.)
 
 What the page cache has is read inline: without a checkpoint, and without a thread (a hop costs more
 than the I/O, docs/decisions/009). What it has not is read in a thread, so that a slow disk holds up
