@@ -184,6 +184,12 @@ class ModelNamespace:
         self.trip("forget")
         self.forgotten.append(address)
 
+    async def hold(self, address: FdAddress) -> None:
+        """Nothing is held."""
+
+    def is_looked_at(self, address: FdAddress) -> bool:
+        return False
+
     def entries_held(self, address: FdAddress) -> None:
         """Nothing is held."""
 

@@ -12,7 +12,7 @@ that the transaction stages, so nothing must be read back from the LUN to write 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from typing import Final
 
 from vmfs.errors import CorruptRecord, Exists, NotFound
 from vmfs.files.attributes import ListedName
@@ -25,6 +25,9 @@ DOT = b"."
 DOT_DOT = b".."
 _SPECIAL_COUNT = 2
 
+LISTING_KEPT_MAX: Final = 4096
+"""Names of a directory whose listing is kept from one reader to the next."""
+
 Range = tuple[int, int]
 """Half-open range of bytes of the directory's content."""
 
@@ -32,7 +35,7 @@ Range = tuple[int, int]
 class EntryArray:
     """The entries of one directory, in the order in which they stand on disk."""
 
-    __slots__ = ("_content", "_entries", "_slots")
+    __slots__ = ("_content", "_entries", "_listed", "_slots")
 
     def __init__(self, content: bytes, *, address: int) -> None:
         """Take a directory's content apart.
@@ -46,6 +49,7 @@ class EntryArray:
                 stands there twice.
         """
         self._entries = unpack_all(content, address=address)
+        self._listed: tuple[ListedName, ...] | None = None  # `listed`, until something changes
         self._content = bytearray(content)
         self._pad()
         self._slots = {entry.name: slot for slot, entry in enumerate(self._entries)}
@@ -104,15 +108,21 @@ class EntryArray:
         if name in self._slots:
             raise Exists(f"{name!r} is there already")
 
-    def listed(self) -> Iterator[ListedName]:
+    def listed(self) -> tuple[ListedName, ...]:
         """Every name but `.` and `..`, in the order on disk."""
-        for entry in self._entries[_SPECIAL_COUNT:]:
-            yield ListedName(
+        if self._listed is not None:
+            return self._listed
+        listed = tuple(
+            ListedName(
                 name=entry.name,
                 address=entry.address,
                 generation=entry.generation,
                 type=entry.type,
             )
+            for entry in self._entries[_SPECIAL_COUNT:]
+        )
+        self._listed = listed if len(listed) <= LISTING_KEPT_MAX else None
+        return listed
 
     def add(self, entry: DirEntry) -> Range:
         """Put a new name at the end.
@@ -121,6 +131,7 @@ class EntryArray:
             Exists: the name is taken.
         """
         self.must_not_have(entry.name)
+        self._listed = None
         slot = len(self._entries)
         self._entries.append(entry)
         self._slots[entry.name] = slot
@@ -133,6 +144,7 @@ class EntryArray:
             NotFound: there is no such name.
         """
         slot = self._slot(entry.name)
+        self._listed = None
         self._entries[slot] = entry
         return self._write(slot)
 
@@ -145,6 +157,7 @@ class EntryArray:
         """
         slot = self._slot(old)
         self.must_not_have(entry.name)
+        self._listed = None
         del self._slots[old]
         self._slots[entry.name] = slot
         self._entries[slot] = entry
@@ -161,6 +174,7 @@ class EntryArray:
         """
         assert name not in (DOT, DOT_DOT)
         slot = self._slot(name)
+        self._listed = None
         del self._slots[name]
         last = self._entries.pop()
         if slot == len(self._entries):

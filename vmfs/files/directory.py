@@ -259,7 +259,7 @@ class OpenDirectory:
         if start == 0 or self._snapshot is None:
             async with self._table.held({self._address: LockMode.SHARED}) as nodes:
                 entries = await self._directories.entries(nodes[self._address])
-                self._snapshot = tuple(entries.listed())
+                self._snapshot = entries.listed()
                 self._table.listed(self._snapshot)
         return list(enumerate(self._snapshot[start : start + LISTED_MAX], start + 1))
 

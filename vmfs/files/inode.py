@@ -79,8 +79,8 @@ class Inode:
     """One node: its identity, its guard, who has it open here, and its contents if known."""
 
     __slots__ = (
-        "address", "changed", "contents", "generation", "guard", "lock", "name", "orphaned",
-        "readers", "remembered", "writers",
+        "address", "changed", "contents", "generation", "guard", "lock", "looks", "name",
+        "orphaned", "readers", "remembered", "writers",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +94,7 @@ class Inode:
         self.generation: int | None = None  # None: whatever the descriptor says first
         self.contents: Contents | None = None
         self.remembered: EntryArray | None = None  # entries of a directory whose lock was lost
+        self.looks = 0  # at its attributes, without its lock, since it was last given up
         self.readers = 0  # open files of this host
         self.writers = 0
         self.orphaned = False  # link count 0, and still to be freed by this host

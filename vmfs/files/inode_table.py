@@ -29,6 +29,16 @@ from vmfs.ondisk.file_desc import FD_SIZE, META_OFFSET, VH_FD, FileDesc
 PEEK_ATTEMPTS: Final = 4
 """Looks without a lock before one is taken: a busy file changes under every look."""
 
+LOOKS_WORTH_A_LOCK: Final = 2
+"""A look in passing reads the lock record twice; taking the lock writes it, and whoever is to write
+the file must then ask for it. A walk over all files (find, backup) looks at each once."""
+
+LOOKS_LEFT_ALONE: Final = 16
+"""Looks without asking a host again that has the lock in use: its answer takes 0.1 s."""
+
+LOOKED_AT_MAX: Final = 4096
+"""Locks kept for having been looked at. Bounded, as lockd has to know all of them."""
+
 
 class InodeTable:
     """The nodes of one open volume."""
@@ -38,6 +48,7 @@ class InodeTable:
         self._ground = ground
         self._inodes: dict[FdAddress, Inode] = {}
         self._forgotten: set[FdAddress] = set()
+        self._looked_at: set[LockId] = set()  # locks that were taken to look only
         self._changed = self._tell_changed  # one bound method for all nodes
         self.watcher: Watcher = Unwatched()
 
@@ -121,9 +132,11 @@ class InodeTable:
         """The lock is being given up: what was known under it is known no more, by nobody here."""
         if lock.kind is LockKind.FILE_DESC:
             await self.watcher.give_up(self._address_of(lock))
+        self._looked_at.discard(lock)
         inode = self._of_lock(lock)
         if inode is not None:
             inode.contents = None
+            inode.looks = 0
 
     def packed_attributes(self, lock: LockId) -> bytes | None:
         """What another host's stat may know of a file that this host has exclusively."""
@@ -189,7 +202,10 @@ class InodeTable:
         return inode.contents if covered else None
 
     async def current(self, address: FdAddress) -> Attributes:
-        """Attributes as they are now, without taking a lock where that can be avoided.
+        """Attributes as they are now, without waiting for a lock where that can be avoided.
+
+        Whoever looks a second time is likely to look again: then the lock is taken, shared, if no
+        other host has it exclusively, so that the next looks cost nothing.
 
         What this host knows under a lock is current. Else the LUN is read like a seqlock: lock
         record, metadata, lock record. No live exclusive holder, and the same token before and
@@ -207,12 +223,21 @@ class InodeTable:
         for _ in range(PEEK_ATTEMPTS):
             if self._ground.locks.mode_held(inode.lock) is not LockMode.FREE:
                 break
+            if await self._take_if_worth_it(inode):
+                break
             desc = await self._look(inode)
             if desc is not None:
                 inode.check_generation(desc)
                 return attributes_of(desc)
         async with self.held({address: LockMode.SHARED}) as nodes:
             return self._attributes(nodes[address])
+
+    def is_looked_at(self, address: FdAddress) -> bool:
+        """Whether somebody here looks at the node again and again, or has it."""
+        inode = self.find(address)
+        if inode is None:
+            return False
+        return inode.looks >= LOOKS_WORTH_A_LOCK or self.known(inode) is not None
 
     def at_hand(self, inode: Inode) -> Attributes | None:
         """Attributes that are known under a lock.
@@ -229,6 +254,43 @@ class InodeTable:
     def _attributes(self, inode: Inode) -> Attributes:
         """Of a node whose contents are known under its lock."""
         return attributes_of(inode.desc, tenure=self._ground.locks.tenure(inode.lock))
+
+    async def hold(self, address: FdAddress) -> None:
+        """Take and keep the shared lock of a node that is being looked at again and again.
+
+        Another host that merely keeps it is asked; one that has it in use is let alone, and not
+        asked again for a while. Then nothing is held after this.
+
+        Raises:
+            StaleHandle, CorruptRecord: as `held`.
+        """
+        inode = self.get(address)
+        if inode.looks < 0 or len(self._looked_at) >= LOOKED_AT_MAX or self._ground.read_only:
+            inode.looks += 1
+            return
+        try:
+            async with self.held({address: LockMode.SHARED}, label=str(inode)):
+                self._looked_at.add(inode.lock)
+        except LockBusy:
+            inode.looks = -LOOKS_LEFT_ALONE
+
+    async def _take_if_worth_it(self, inode: Inode) -> bool:
+        """Take and keep the shared lock of a node that is looked at again, if it is to be had.
+
+        Returns:
+            Whether it is held now (it may be given up again before the caller uses it).
+        """
+        inode.looks += 1
+        if not self.is_looked_at(inode.address) or self._ground.read_only:
+            return False
+        if len(self._looked_at) >= LOOKED_AT_MAX:
+            return False
+        pin = await self._ground.locks.try_acquire(inode.lock, LockMode.SHARED, label=str(inode))
+        if pin is None:
+            return False
+        self._looked_at.add(inode.lock)
+        pin.release()
+        return True
 
     async def _look(self, inode: Inode) -> FileDesc | None:
         """One look without a lock; None when it was not conclusive."""

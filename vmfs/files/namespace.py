@@ -137,6 +137,18 @@ class Namespace:
             name_length_max=NAME_MAX,
         )
 
+    async def hold(self, address: FdAddress) -> None:
+        """Have the attributes of a node at hand from now on, if no other host has it in use.
+
+        Raises:
+            StaleHandle: it was deleted.
+        """
+        await self._table.hold(address)
+
+    def is_looked_at(self, address: FdAddress) -> bool:
+        """Whether attributes of the node were asked for more than once lately."""
+        return self._table.is_looked_at(address)
+
     def entries_held(self, address: FdAddress) -> EntryArray | None:
         """The entries of a directory, if this host holds it and has them at hand.
 

@@ -39,8 +39,10 @@ from vmfs.ondisk.file_desc import FileType
 UNLIMITED: Final = 1e9
 """Seconds that the kernel takes for ever."""
 
-LISTING_SECONDS: Final = 0.01
-"""How long giving a directory up waits for the kernel to take in a listing that was just sent."""
+LISTING_SECONDS: Final = 0.25
+"""How old a listing is that the kernel has certainly taken in: its reader needs to be run for some
+microseconds, and 10 ms were too few on a machine with five times as many runnable tasks as cores.
+Giving the directory up waits until its last listing is so old, or its reader comes back."""
 
 OWED_SECONDS: Final = 0.001
 """Until a notification that found nothing is sent again; doubled each time, up to a second."""
@@ -72,6 +74,14 @@ class _Told:
     entry: EntryAttributes | None = None  # a reply that says so, as long as `attributes` is not 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A reply with names of a directory."""
+
+    directory: FdAddress
+    at: float  # trio time
+
+
 class KernelCache:
     """The caches of one mount, as far as they are known here. A `Watcher` of the tree."""
 
@@ -87,7 +97,7 @@ class KernelCache:
         self._notifier: Notifier = Silence()
         self._told: dict[FdAddress, _Told] = {}
         self._named: set[FdAddress] = set()  # directories of which names were told without limit
-        self._listings: dict[int, FdAddress] = {}  # sent, and perhaps not taken in yet
+        self._listings: dict[int, _Sent] = {}  # and perhaps not taken in yet, by handle
         self._listings_owed: set[int] = set()  # their names are to be forgotten once more
         self._listing_taken = trio.lowlevel.ParkingLot()
         self._owed: set[FdAddress] = set()
@@ -179,9 +189,8 @@ class KernelCache:
         return told.entry if told.entry.generation == node.generation else None
 
     def listing_sent(self, handle: int, directory: FdAddress) -> None:
-        """A listing of names is about to be sent."""
-        if directory in self._named:
-            self._listings[handle] = directory
+        """A listing is about to be sent whose names were told without limit."""
+        self._listings[handle] = _Sent(directory, trio.current_time())
 
     def listing_taken(self, handle: int) -> None:
         """Its reader asks for more, or closes: whatever was sent before was taken in."""
@@ -257,16 +266,18 @@ class KernelCache:
 
     def _forget_names(self) -> None:
         self._notifier.names()
-        self._named.intersection_update(self._listings.values())
+        self._named.intersection_update(sent.directory for sent in self._listings.values())
 
     async def _wait_for_listings(self, directory: FdAddress) -> None:
-        with trio.move_on_after(LISTING_SECONDS):
-            while directory in self._listings.values():
+        """Until no listing of the directory is under way, but for readers that are not run."""
+        while times := [s.at for s in self._listings.values() if s.directory == directory]:
+            with trio.move_on_at(max(times) + LISTING_SECONDS) as waiting:
                 await self._listing_taken.park()
-        late = [handle for handle, of in self._listings.items() if of == directory]
-        for handle in late:
-            del self._listings[handle]
-        self._listings_owed.update(late)
+            if waiting.cancelled_caught:
+                late = [h for h, sent in self._listings.items() if sent.directory == directory]
+                for handle in late:
+                    del self._listings[handle]
+                self._listings_owed.update(late)
 
     def _drop_everything(self) -> None:
         self._notifier.names()

@@ -44,6 +44,7 @@ class Listing:
         self._directory = directory
         self.address = address
         self._ahead: dict[bytes, Attributes | ListedName] = {}  # looked at, not asked for yet
+        self._told: FdAddress | None = None  # the first of the names that were told last
 
     async def names(self, position: int) -> Names:
         """Some names from a position on; none at the end. See `TreeDirectory.read`."""
@@ -71,8 +72,11 @@ class Listing:
     async def look_ahead(self, names: Names) -> None:
         """Look at the first of `names` that were not looked at, all at once.
 
-        What cannot be looked at now is left out: `one_by_one` says why.
+        If the reader asks for the attributes of what it was told (as `ls -l` does) it will ask for
+        these, too, and again: then this host takes their locks, where they are not in use. What
+        cannot be looked at now is left out: `one_by_one` says why.
         """
+        takes = self._told is not None and self._tree.is_looked_at(self._told)
         queue = [
             listed
             for _, listed, node in self.at_hand(names[:AHEAD_MAX])
@@ -86,6 +90,8 @@ class Listing:
                 name = queue[-1].name
                 try:
                     looked = await self._look(queue.pop())
+                    if takes and isinstance(looked, Attributes):
+                        await self._tree.hold(looked.address)
                 except VmfsError as error:
                     log.debug("not listed ahead: name=%r: %s", name, error)
                     continue
@@ -95,6 +101,10 @@ class Listing:
         async with trio.open_nursery() as nursery:
             for _ in range(min(LOOKS_MAX, len(queue))):
                 nursery.start_soon(look)
+
+    def told(self, first: FdAddress) -> None:
+        """A reply goes out; its first name stands for this node."""
+        self._told = first
 
     async def one_by_one(self, names: Names) -> AsyncIterator[tuple[int, ListedName, Looked]]:
         """Each as it is when it comes; by the next it may be something else."""

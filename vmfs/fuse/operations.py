@@ -468,8 +468,10 @@ class Operations(pyfuse3.Operations):
             self._known.add(
                 node.address, parent=directory, name=listed.name, generation=node.generation
             )
+            if not replied:
+                listing.told(node.address)
             replied = True
-        if replied:
+        if replied and lasting:
             self.cache.listing_sent(fh, directory)
         return replied
 
