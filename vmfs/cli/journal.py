@@ -8,8 +8,8 @@ from vmfs.check.discard import DiscardPlan, plan_discard
 from vmfs.cli.common import VmfsGroup, run
 from vmfs.cli.served import require_idle
 from vmfs.device.base import Device
-from vmfs.device.image import ImageDevice
 from vmfs.device.locate import find_lv
+from vmfs.device.opening import open_lun_device
 from vmfs.ids import SlotIndex
 from vmfs.ondisk.journal_rec import CommitSector
 
@@ -62,7 +62,7 @@ async def empty_journal(device: Device, plan: DiscardPlan) -> None:
 
 
 async def _discard(lun: Path, slot: SlotIndex, *, dry_run: bool) -> DiscardPlan:
-    device = ImageDevice.open(lun, writable=not dry_run)
+    device = open_lun_device(lun, writable=not dry_run)
     try:
         volume = await find_lv(device)
         plan = await plan_discard(volume, slot)
