@@ -54,7 +54,8 @@ async def test_more_readers_than_a_lock_record_has_room_for(autojump_clock: Mock
     async with volume_lab(tiny_request(limits=limits)) as lab:
         async with AsyncExitStack() as stack:
             hosts = [await stack.enter_async_context(lab.host(f"h{n}")) for n in range(10)]
-            made = await put(hosts[0], b"f", b"read by many")
+            await put(hosts[0], b"f", b"read by many")
+            made = await hosts[1].namespace.lookup(ROOT, b"f")
             files, refused = [], 0
             for host in hosts:
                 try:
@@ -271,6 +272,7 @@ async def test_a_directory_that_is_asked_for_is_given_up_with_all_that_is_staged
                         await a.namespace.unlink(made, b"entry %d" % number)
                         wanted.remove(b"entry %d" % number)
 
+                assert (await b.namespace.lookup(ROOT, b"d")).address == made
                 await b.namespace.mknod(made, b"mine", creation())
                 lab.kill(a)
 

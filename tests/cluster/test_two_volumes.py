@@ -50,6 +50,7 @@ async def test_file_open_for_writing_is_busy_elsewhere_until_it_is_closed(
         async with lab.host("a") as a, lab.host("b") as b:
             made, file = await a.namespace.create(ROOT, b"f", creation())
             await file.write(0, b"written on a")
+            assert (await b.namespace.lookup(ROOT, b"f")).address == made.address
             for writing in (False, True):
                 with pytest.raises(LockBusy) as caught:
                     await b.namespace.open(made.address, writing=writing)
@@ -67,7 +68,7 @@ async def test_file_open_for_writing_is_busy_elsewhere_until_it_is_closed(
 
 async def test_close_on_the_way_never_meets_busy(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
-        made, file = await a.namespace.create(ROOT, b"f", creation())
+        _, file = await a.namespace.create(ROOT, b"f", creation())
 
         async def close_late() -> None:
             await trio.sleep(0.05)
@@ -75,13 +76,15 @@ async def test_close_on_the_way_never_meets_busy(autojump_clock: MockClock) -> N
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(close_late)
+            made = await b.namespace.lookup(ROOT, b"f")
             theirs = await b.namespace.open(made.address, writing=True)
             await theirs.release()
 
 
 async def test_both_may_read_at_once(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
-        made = await put(a, b"f", b"shared" * 1000)
+        await put(a, b"f", b"shared" * 1000)
+        made = await b.namespace.lookup(ROOT, b"f")
         one = await a.namespace.open(made.address, writing=False)
         two = await b.namespace.open(made.address, writing=False)
         assert await one.read(0, 9000) == await two.read(0, 9000) == b"shared" * 1000
@@ -96,7 +99,8 @@ async def test_both_may_read_at_once(autojump_clock: MockClock) -> None:
 async def test_creating_in_turns_in_one_directory(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, lab.host("b") as b:
-            made = await a.namespace.mkdir(ROOT, b"d", creation(0o755))
+            await a.namespace.mkdir(ROOT, b"d", creation(0o755))
+            made = await b.namespace.lookup(ROOT, b"d")
 
             async def create(volume: Volume, letter: bytes) -> None:
                 for number in range(25):
@@ -174,6 +178,7 @@ async def test_renames_across_the_hosts_keep_every_name(autojump_clock: MockCloc
         async with lab.host("a") as a, lab.host("b") as b:
             d = (await a.namespace.mkdir(ROOT, b"d", creation(0o755))).address
             e = (await b.namespace.mkdir(ROOT, b"e", creation(0o755))).address
+            await a.namespace.lookup(ROOT, b"e")
             for number in range(10):
                 await a.namespace.mknod(d, b"n%d" % number, creation())
                 await b.namespace.mknod(e, b"n%d" % number, creation())

@@ -122,6 +122,7 @@ class LockHost:
     exit: Callable[[], None]
     ended: trio.Event = field(default_factory=trio.Event)
     revoked: list[tuple[LockId, LockMode]] = field(default_factory=list)
+    dropped: list[LockId] = field(default_factory=list)
     written_back: list[LockId] = field(default_factory=list)
     recovered: list[SlotIndex] = field(default_factory=list)
     known: dict[LockId, bytes] = field(default_factory=dict)  # what the attributes hook says
@@ -176,6 +177,9 @@ class LockHost:
         if self.during_revoke is not None:
             await self.during_revoke()
         self.revoked.append((lock, to_mode))
+
+    async def on_drop(self, lock: LockId) -> None:
+        self.dropped.append(lock)
 
     async def on_write_back(self, lock: LockId) -> None:
         self.written_back.append(lock)
@@ -319,6 +323,7 @@ class Cluster:
             )
             locks.set_hooks(
                 revoke=host.on_revoke,
+                drop=host.on_drop,
                 attributes=host.known.get,
                 recover=host.on_recover,
                 write_back=host.on_write_back,

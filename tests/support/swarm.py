@@ -92,6 +92,9 @@ class Swarm:
             self.directories.append(made.address)
         for directory in self.directories:
             await names.mknod(directory, b"stays", creation())
+        for volume in self.volumes:  # no host knows an address but from a directory that it read
+            for number in range(directories):
+                await volume.namespace.lookup(ROOT_ADDRESS, b"dir%d" % number)
 
     def kill_after(self, host: int, *, steps: int, kill: Callable[[], None]) -> None:
         """Let a host die when its tasks have taken so many steps together."""

@@ -174,8 +174,9 @@ async def test_reservation_mode_does_the_same(autojump_clock: MockClock) -> None
     request = tiny_request(lock_protocol=LockProtocol.RESERVATION)
     async with volume_lab(request) as lab:
         async with lab.host("a") as a, lab.host("b") as b:
-            made, file = await a.namespace.create(ROOT_ADDRESS, b"f", creation())
+            _, file = await a.namespace.create(ROOT_ADDRESS, b"f", creation())
             await file.write(0, b"under reservation")
+            made = await b.namespace.lookup(ROOT_ADDRESS, b"f")
             with pytest.raises(LockBusy):
                 await b.namespace.open(made.address, writing=True)
             await file.release()

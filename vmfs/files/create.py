@@ -18,6 +18,7 @@ from vmfs.files.inode import LINK_MAX, Contents, Inode
 from vmfs.files.inode_table import InodeTable
 from vmfs.files.removal import must_be_unused
 from vmfs.ids import FdAddress
+from vmfs.locks.base import Pin
 from vmfs.locks.order import LockId
 from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.dirent import DirEntry
@@ -105,13 +106,19 @@ class Creator:
             ) as grant:
                 address = FdAddress(int(grant.promised(AddressType.FD)[0]))
                 lock = self._ground.lock_of(address)
-                pin = await self._ground.locks.try_acquire(lock, LockMode.EXCLUSIVE, label=label)
+                pin = await self._lock_new(lock, label)
                 if pin is None:
                     raise LockElsewhere(lock)
                 with pin:
                     inode = await self._bear(directory, name, birth, growth, grant)
                     then(inode)
                     return inode
+
+    async def _lock_new(self, lock: LockId, label: str) -> Pin | None:
+        """Lock a free descriptor: all that will refer to it is under locks that are pinned."""
+        locks = self._ground.locks
+        pin = await locks.try_claim(lock, label=label)
+        return pin or await locks.try_acquire(lock, LockMode.EXCLUSIVE, label=label)
 
     async def _bear(
         self, directory: Inode, name: bytes, birth: Birth, growth: Growth, grant: Grant

@@ -73,6 +73,9 @@ class WaitingOperation:
 RevokeHook = Callable[[LockId, LockMode], Awaitable[None]]
 """Commit, write in place, drop caches: after it the lock's mode may fall to the second argument."""
 
+DropHook = Callable[[LockId], Awaitable[None]]
+"""Drop what is cached under the lock, which becomes free; nothing of it is staged any more."""
+
 AttributesHook = Callable[[LockId], bytes | None]
 """What another host may know of the object without waiting; None: what the LUN says is current."""
 
@@ -88,6 +91,7 @@ class Hooks:
     """What the upper floors do when a lock is asked for."""
 
     revoke: RevokeHook
+    drop: DropHook
     attributes: AttributesHook
     recover: RecoverHook
     write_back: WriteBackHook
@@ -154,6 +158,17 @@ class Locks(Protocol):
         """As `acquire`, but None wherever another host would have to be waited for."""
         ...
 
+    async def try_claim(self, lock: LockId, *, label: str = "") -> Pin | None:
+        """Have and pin, exclusively, an object that nobody else can reach; writes nothing.
+
+        All that refers to the object on the LUN is, and comes to be, under locks that this host has
+        exclusively. None when its record is not free: `try_acquire` then.
+
+        Raises:
+            CorruptRecord: the lock record is none.
+        """
+        ...
+
     def pinned(
         self, wanted: Mapping[LockId, LockMode], *, label: str = ""
     ) -> AbstractAsyncContextManager[Mapping[LockId, Pin]]:
@@ -209,6 +224,7 @@ class Locks(Protocol):
         self,
         *,
         revoke: RevokeHook,
+        drop: DropHook,
         attributes: AttributesHook,
         recover: RecoverHook,
         write_back: WriteBackHook,

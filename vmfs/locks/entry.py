@@ -83,6 +83,7 @@ class Entry:
     __slots__ = (
         "_lot",
         "attempt",
+        "claimed",
         "closing",
         "label",
         "lock",
@@ -108,6 +109,7 @@ class Entry:
         self.attempt: Attempt | None = None
         self.taking = False
         self.closing = False
+        self.claimed = False  # exclusive here, and its record does not say so (`claims`)
         self.waiters = 0
         self._lot: trio.lowlevel.ParkingLot | None = None
 
@@ -129,7 +131,8 @@ class Entry:
 
     def is_idle(self) -> bool:
         """Cached at most: nobody uses it and nothing is under way."""
-        return not (self.pins or self.opens or self.attempt or self.closing or self.waiters)
+        busy = self.attempt or self.taking or self.closing or self.waiters
+        return not (self.pins or self.opens or busy)
 
     def hold_open(self, mode: LockMode, label: str) -> None:
         """Count an open file in."""
@@ -183,7 +186,8 @@ class Entry:
             assert covers(self.mode, pin.mode), f"{self.lock}: pinned stronger than held"
         for mode, label in self.opens or ():
             assert covers(self.mode, mode), f"{self.lock}: {label} needs more than is held"
-        assert not self.taking or self.attempt is not None
+        assert not self.taking or self.attempt is not None or self.claimed
+        assert not self.claimed or self.mode is LockMode.EXCLUSIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +222,12 @@ class LockTable:
             yield
         finally:
             entry.waiters -= 1
-            if entry.mode is LockMode.FREE and entry.is_idle():
-                self.entries.pop(entry.lock.lv_offset, None)
+            self.tidy(entry)
+
+    def tidy(self, entry: Entry) -> None:
+        """Take an entry out that means nothing any more."""
+        if entry.mode is LockMode.FREE and entry.is_idle():
+            self.entries.pop(entry.lock.lv_offset, None)
 
     def is_wanted(self, lv_offset: LvOffset) -> bool:
         """Whether this host has the lock there, or is writing itself into its record."""

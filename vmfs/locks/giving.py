@@ -21,8 +21,9 @@ from lockd.protocol.messages import Asked
 from lockd.protocol.terms import AnswerKind, AskKind
 from vmfs.errors import CorruptRecord, LeaseLost, VmfsError
 from vmfs.locks.base import Clock, Hooks
+from vmfs.locks.claims import Claims
 from vmfs.locks.entry import Entry, LockTable
-from vmfs.locks.order import exceeds
+from vmfs.locks.order import LockId, exceeds
 from vmfs.locks.records import LockRecords
 from vmfs.locks.service import BlockMap
 from vmfs.ondisk.disk_lock import LockMode
@@ -42,10 +43,11 @@ Answer = tuple[AnswerKind, bytes]
 class Giving:
     """The half of the lock manager that makes locks weaker."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - its surroundings, put together in one place (manager.py)
         self,
         *,
         table: LockTable,
+        claims: Claims,
         records: LockRecords,
         blocks: BlockMap,
         clock: Clock,
@@ -54,6 +56,7 @@ class Giving:
         """`on_lost` is told when a record shows that this host's locks are not its own any more."""
         self.hooks: Hooks | None = None
         self._table = table
+        self._claims = claims
         self._records = records
         self._blocks = blocks
         self._clock = clock
@@ -82,6 +85,8 @@ class Giving:
                 await self._disown(asked)
             return AnswerKind.NOT_HELD, b""
         with self._table.kept(entry):
+            if entry.claimed:  # the record named us after all: a write whose outcome was not heard
+                await self._claims.write(entry)
             match asked.what:
                 case AskKind.GIVE_UP:
                     return await self._give_up(entry, LockMode.FREE, asked)
@@ -154,8 +159,13 @@ class Giving:
             entry.wake()
 
     async def _weaken(self, entry: Entry, to_mode: LockMode, asked_by: str) -> None:
-        if self.hooks is not None:
-            await self.hooks.revoke(entry.lock, to_mode)
+        while entry.taking:  # a claim that is being written
+            await entry.change()
+        if entry.claimed:
+            assert self.hooks is not None, "nothing is claimed without hooks"
+            await self._claims.leave(entry, self.hooks.revoke, self.hooks.drop)
+            return
+        await self._revoke(entry.lock, to_mode)
         # From here on this host behaves as if the record said so already. That is true or too
         # modest whatever becomes of the write: cancelled, or its outcome never learned, it leaves
         # at most our name in the record of a lock that we do not use, and `_disown` finds that.
@@ -176,6 +186,16 @@ class Giving:
             raise
         if asked_by:
             self._table.hand_over(entry, record.token, trio.current_time())
+
+    async def _revoke(self, lock: LockId, to_mode: LockMode) -> None:
+        """Make it true for every host that this one has nothing of the lock's under way."""
+        hooks = self.hooks
+        if hooks is None:
+            return
+        if len(self._claims):
+            await self._claims.settle(lambda: hooks.revoke(lock, to_mode), hooks.drop)
+        else:
+            await hooks.revoke(lock, to_mode)
 
     async def _disown(self, asked: Asked) -> None:
         """Take our name out of a record that we know nothing of, if it stands there."""

@@ -25,6 +25,7 @@ from vmfs.errors import LockBusy, LockServiceError, VmfsError
 from vmfs.locks.base import (
     AttributesHook,
     Clock,
+    DropHook,
     HeldLock,
     Hooks,
     Peek,
@@ -34,6 +35,7 @@ from vmfs.locks.base import (
     WaitingOperation,
     WriteBackHook,
 )
+from vmfs.locks.claims import Claims
 from vmfs.locks.decide import Refuse
 from vmfs.locks.entry import Attempt, Entry, LockTable, OpPin
 from vmfs.locks.giving import Giving
@@ -156,8 +158,14 @@ class LockManager:
         self._others = OtherHosts(
             service=service, records=records, blocks=blocks, overdue=overdue, rng=rng
         )
+        self._claims = Claims(table=self._table, records=records)
         self._giving = Giving(
-            table=self._table, records=records, blocks=blocks, clock=clock, on_lost=on_lost
+            table=self._table,
+            claims=self._claims,
+            records=records,
+            blocks=blocks,
+            clock=clock,
+            on_lost=on_lost,
         )
         self._waits: dict[int, _Wait] = {}
         self._nursery: trio.Nursery | None = None
@@ -169,12 +177,19 @@ class LockManager:
         self,
         *,
         revoke: RevokeHook,
+        drop: DropHook,
         attributes: AttributesHook,
         recover: RecoverHook,
         write_back: WriteBackHook,
     ) -> None:
         """See `Locks.set_hooks`."""
-        hooks = Hooks(revoke=revoke, attributes=attributes, recover=recover, write_back=write_back)
+        hooks = Hooks(
+            revoke=revoke,
+            drop=drop,
+            attributes=attributes,
+            recover=recover,
+            write_back=write_back,
+        )
         self._giving.hooks = self._others.hooks = hooks
 
     # --- acquiring ---
@@ -217,6 +232,21 @@ class LockManager:
                 if isinstance(outcome, Got):
                     return OpPin(entry, mode, label, self._table.pins)
             return None
+
+    async def try_claim(self, lock: LockId, *, label: str = "") -> Pin | None:
+        """See `Locks.try_claim`."""
+        pin = self.try_cached(lock, LockMode.EXCLUSIVE, label=label)
+        if pin is not None:
+            return pin
+        if lock.lv_offset in self._table.entries:
+            return None
+        record = await self._records.read(lock)
+        handed_over = self._table.is_handed_over(lock, trio.current_time())
+        if not record.is_free or lock.lv_offset in self._table.entries or handed_over:
+            return None
+        with self._kept(lock) as entry:
+            self._claims.add(entry, token=record.token + 1, since=self._clock())
+            return OpPin(entry, LockMode.EXCLUSIVE, label, self._table.pins)
 
     def pinned(
         self, wanted: Mapping[LockId, LockMode], *, label: str = ""
@@ -357,6 +387,8 @@ class LockManager:
         assert entry is not None, f"{lock} opened without a pin"
         assert any(covers(pin.mode, mode) for pin in entry.pins), f"{lock} opened without a pin"
         entry.hold_open(mode, label)
+        if entry.claimed:
+            self._claims.opened()
 
     def drop_open(self, lock: LockId, mode: LockMode, *, label: str = "") -> None:
         """See `Locks.drop_open`."""
@@ -419,6 +451,7 @@ class LockManager:
     def check_invariants(self) -> None:
         """For tests, between any two steps."""
         self._table.check_invariants()
+        self._claims.check_invariants()
 
     # --- giving up ---
 
@@ -429,6 +462,7 @@ class LockManager:
             for asked in self._early:
                 nursery.start_soon(self._serve, asked)
             self._early.clear()
+            nursery.start_soon(self._claims.write_long_open, self._clock)
             task_status.started()
             try:
                 while True:
@@ -457,8 +491,18 @@ class LockManager:
             log.warning("answer lost ask_id=%d reason=%r", asked.ask_id, str(error))
 
     async def _thin_out(self) -> None:
-        """Give up a quarter of the cached locks, those that have been here longest."""
-        for entry in list(self._table.entries.values())[: LOCKS_KEPT_MAX // 4]:
+        """Give up a quarter of the cached locks, those that have been here longest.
+
+        Claims first: they cost a host that wants them nothing, and this one no word to lockd.
+        """
+        hooks = self._giving.hooks
+        if hooks is not None:
+            try:
+                await self._claims.drop_idle(self._excess, hooks.revoke, hooks.drop)
+            except VmfsError as error:
+                log.warning("claims kept error=%r", str(error))
+                return
+        for entry in list(self._table.entries.values())[: self._excess]:
             if entry.is_idle() and entry.mode is not LockMode.FREE:
                 try:
                     with self._table.kept(entry):
@@ -466,6 +510,11 @@ class LockManager:
                 except VmfsError as error:
                     log.warning("lock kept lock=%s error=%r", entry.lock, str(error))
                     return
+
+    @property
+    def _excess(self) -> int:
+        """How many locks are more than three quarters of the limit."""
+        return max(0, len(self._table.entries) - LOCKS_KEPT_MAX * 3 // 4)
 
     async def forget(self, lock: LockId) -> bool:
         """See `Locks.forget`."""

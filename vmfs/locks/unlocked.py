@@ -13,6 +13,7 @@ from vmfs.device.base import Device
 from vmfs.errors import ReadOnly
 from vmfs.locks.base import (
     AttributesHook,
+    DropHook,
     HeldLock,
     HolderIs,
     Peek,
@@ -88,6 +89,10 @@ class Unlocked:
         """As `acquire`."""
         return self._pin(lock, mode)
 
+    async def try_claim(self, lock: LockId, *, label: str = "") -> Pin | None:
+        """Refuse: nothing is made here. Raises: ReadOnly."""
+        return self._pin(lock, LockMode.EXCLUSIVE)
+
     def pinned(
         self, wanted: Mapping[LockId, LockMode], *, label: str = ""
     ) -> AbstractAsyncContextManager[Mapping[LockId, Pin]]:
@@ -141,6 +146,7 @@ class Unlocked:
         self,
         *,
         revoke: RevokeHook,
+        drop: DropHook,
         attributes: AttributesHook,
         recover: RecoverHook,
         write_back: WriteBackHook,

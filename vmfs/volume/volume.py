@@ -166,6 +166,7 @@ class Volume:
         """Answer other hosts, and keep house."""
         mounted.locks.set_hooks(
             revoke=self._revoke,
+            drop=self._drop,
             attributes=self._table.packed_attributes,
             recover=mounted.dead_hosts.recover,
             write_back=self._write_back,
@@ -183,8 +184,12 @@ class Volume:
         """
         await self._ground.metadata.checkpoint()
         if to_mode is LockMode.FREE:
-            await self._table.drop(lock)
-            self._ground.allocator.drop(lock)
+            await self._drop(lock)
+
+    async def _drop(self, lock: LockId) -> None:
+        """Forget what is known under a lock. All that was done under it is in place."""
+        await self._table.drop(lock)
+        self._ground.allocator.drop(lock)
 
     async def _write_back(self, _lock: LockId) -> None:
         await self._ground.metadata.commit()
