@@ -2,8 +2,10 @@
 
 import argparse
 import datetime
+import fcntl
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from tests.support.mounts import can_mount, enter_private_namespace
 
 ALL_LOADS: Final = (*LOADS, LOCKD_LOAD)
 DOCS: Final = Path(__file__).parents[1] / "docs"
+PREFIX: Final = "vmfs-bench."
 PARENTS: Final = {"tmpfs": Path("/dev/shm"), "disk": Path("/var/tmp")}
 
 FULL: Final = Scale(file_mib=256, disk_mib=4096, seconds=0.6, names=2000, rounds=4, copy_rounds=2)
@@ -118,12 +121,35 @@ def _base(options: argparse.Namespace, place: str) -> Scale:
 
 @contextmanager
 def work_directory(parent: Path) -> Iterator[Path]:
-    """A new directory, and its certain end."""
-    path = Path(tempfile.mkdtemp(prefix="vmfs-bench.", dir=parent))
+    """A new directory, and its certain end; those of runs that were killed end now.
+
+    A run holds a lock on its directory, so one that can be locked is nobody's.
+    """
+    for old in parent.glob(f"{PREFIX}*"):
+        with locked(old) as is_ours:
+            if is_ours:
+                shutil.rmtree(old, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+    with locked(path):
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[bool]:
+    """Hold a lock (flock) on a directory, if nobody else does; whether it is held."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield path
+        is_held = True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_held = False
+        yield is_held
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        os.close(fd)
 
 
 def run_plan(plan: runner.Plan) -> runner.Outcome:

@@ -7,7 +7,7 @@ import pytest
 
 from bench.client import make, open_and_close, rate, reread
 from bench.loads import BOOT, LOADS, Fio, LoadFailed, Place, Scale, parse_fio, run_program
-from bench.main import ALL_LOADS, FULL, QUICK, parse, scale_of
+from bench.main import ALL_LOADS, FULL, PREFIX, QUICK, parse, scale_of, work_directory
 from bench.rows import ROWS
 from bench.variants import Variant, write_stretches
 
@@ -100,3 +100,11 @@ def test_the_command_line_changes_the_base_scale() -> None:
     assert scale_of(parse([]), FULL) == FULL
     changed = scale_of(parse(["--rounds", "7", "--names", "5"]), QUICK)
     assert (changed.rounds, changed.names, changed.file_mib) == (7, 5, QUICK.file_mib)
+
+
+def test_a_run_removes_what_a_killed_one_left_and_nothing_of_one_at_work(tmp_path: Path) -> None:
+    (tmp_path / f"{PREFIX}killed").mkdir()
+    (tmp_path / "mine").mkdir()
+    with work_directory(tmp_path) as first, work_directory(tmp_path) as second:
+        assert {path.name for path in tmp_path.iterdir()} == {"mine", first.name, second.name}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
