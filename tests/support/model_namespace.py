@@ -255,6 +255,18 @@ class ModelFile:
     def attributes(self) -> Attributes:
         return self._namespace.attributes(self._number)
 
+    @property
+    def mode(self) -> int:
+        return self.attributes.mode
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        self._namespace.trip("read_now")
+        return None
+
+    def write_now(self, offset: int, data: bytes) -> bool:
+        self._namespace.trip("write_now")
+        return False
+
     async def read(self, offset: int, length: int) -> bytes:
         self._namespace.trip("read")
         return self._namespace.model.nodes[self._number].data.read(offset, length)

@@ -67,12 +67,14 @@ class MortalDevice:
         await self._device.write(offset, data)
 
     def read_now(self, offset: int, length: int) -> Buffer | None:
-        """Never: `read` is where it can be made to fail, to wait or to be seen."""
-        return None
+        """As a page cache, unless the LUN is to take its time, or is gone."""
+        return None if self.dead or self._io_seconds else self._device.read_now(offset, length)
 
     def write_now(self, offset: int, data: Buffer) -> bool:
-        """Never: `write` is where it can be made to fail, to wait or to be seen."""
-        return False
+        """As a page cache, unless the LUN is to take its time, is gone, or soon will be."""
+        if self.dead or self._io_seconds or self.writes_left is not None:
+            return False
+        return self._device.write_now(offset, data)
 
     async def flush(self) -> None:
         self._live("flush")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmfs.ondisk.address import FbAddress
-from vmfs.space.extent import Extent, ExtentKind, block_extents, clip
+from vmfs.space.extent import Extent, ExtentKind, block_extents, clip, plain_runs
 
 HOLE, ZERO, DATA = ExtentKind.HOLE, ExtentKind.ZERO, ExtentKind.DATA
 
@@ -84,3 +84,31 @@ def test_cow_flag_does_not_change_where_a_block_is(bits):
     assert block_extents(values, first_block=2, block_size=512) == [
         Extent(kind=DATA, file_offset=1024, length=512, lv_offset=7 * 512)
     ]
+
+
+@given(addresses, st.integers(0, 40 * 512), st.integers(1, 20 * 512))
+def test_plain_runs_find_what_is_one_extent_of_data(values, offset, length):
+    whole = block_extents(values, first_block=3, block_size=512)
+
+    found = plain_runs(values, first_block=3, block_size=512).find(offset, length)
+
+    holders = [e for e in whole if e.file_offset <= offset and offset + length <= e.end]
+    places = [e.lv_offset + offset - e.file_offset for e in holders if e.kind is DATA]
+    assert found == (places[0] if places else None)
+
+
+def test_plain_runs_are_parted_by_a_hole():
+    values = np.array([FbAddress(block=6).pack(), 0, FbAddress(block=7).pack()], dtype=np.uint32)
+
+    runs = plain_runs(values, first_block=0, block_size=512)
+
+    assert (runs.starts, runs.ends) == ([0, 1024], [512, 1536])
+
+
+def test_plain_runs_leave_out_what_a_snapshot_shares():
+    shared = FbAddress(block=7).pack() | 0x10
+    values = np.array([FbAddress(block=6).pack(), shared, 0], dtype=np.uint32)
+
+    runs = plain_runs(values, first_block=0, block_size=512)
+
+    assert (runs.starts, runs.ends) == ([0], [512])

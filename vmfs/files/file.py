@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable
 
 from vmfs.device.base import Buffer
 from vmfs.errors import NotPermitted, VmfsError
-from vmfs.files.attributes import Attributes
+from vmfs.files.attributes import PERMISSION_BITS, Attributes
 from vmfs.files.data import FileData
 from vmfs.files.ground import Ground
 from vmfs.files.inode import Inode
 from vmfs.ids import FdAddress
 from vmfs.ondisk.disk_lock import LockMode
+from vmfs.ondisk.file_desc import FileType
 
 _log = logging.getLogger("vmfs.files")
 
@@ -45,6 +46,9 @@ class OpenFile:
         self._mode = LockMode.EXCLUSIVE if writing else LockMode.SHARED
         self._label = str(inode)
         self._open = True
+        # The volume's own files are metadata: what is staged of them counts.
+        self._reads_now = inode.desc.type is not FileType.SYSTEM
+        self._writes_now = writing and not append
         ground.locks.hold_open(inode.lock, self._mode, label=self._label)
         if writing:
             inode.writers += 1
@@ -65,6 +69,30 @@ class OpenFile:
     def attributes(self) -> Attributes:
         """As they are now; no I/O, since an open file's contents are known."""
         return self._inode.attributes()
+
+    @property
+    def mode(self) -> int:
+        """Permission bits, as they are now."""
+        return self._inode.desc.mode & PERMISSION_BITS
+
+    def read_now(self, offset: int, length: int) -> Buffer | None:
+        """As `read`, or None where that would wait: then nothing has happened.
+
+        Returns:
+            Bytes that are good until the next `await`: use them at once, or copy them.
+
+        Raises:
+            DeviceError: the LUN cannot be read.
+        """
+        return self._data.read_now(self._inode, offset, length) if self._reads_now else None
+
+    def write_now(self, offset: int, data: bytes) -> bool:
+        """As `write`, or False where that would wait, or be refused: then nothing is written.
+
+        Raises:
+            DeviceError: the LUN cannot be written.
+        """
+        return self._writes_now and self._data.write_now(self._inode, offset, data)
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read up to `length` bytes at `offset`; fewer only at the end of the file.

@@ -43,6 +43,11 @@ class Guard:
         """Nobody holds it and nobody waits for it."""
         return not (self._readers or self._exclusive or self._waiters)
 
+    @property
+    def free_to_read(self) -> bool:
+        """A reader would not wait: no writer is in it, nobody waits. Until the next `await`."""
+        return not (self._exclusive or self._waiters)
+
     def try_enter_shared(self) -> bool:
         """Enter as a reader if that needs no waiting."""
         if self._exclusive or self._waiters:

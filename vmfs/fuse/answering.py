@@ -63,7 +63,7 @@ def answered(subject: Subject) -> Callable[[Handler[S, P, R]], Handler[S, P, R]]
     """Let nothing but `FUSEError` leave a handler; `subject` says in the log what it was about."""
 
     def wrap(handler: Handler[S, P, R]) -> Handler[S, P, R]:
-        verb = handler.__name__
+        verb = handler.__name__.strip("_")
 
         @functools.wraps(handler)
         async def wrapped(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -72,15 +72,19 @@ def answered(subject: Subject) -> Callable[[Handler[S, P, R]], Handler[S, P, R]]
             except FUSEError:
                 raise
             except Exception as error:
-                raise FUSEError(_refusal(verb, subject(self, args), error)) from None
+                raise refused(verb, subject(self, args), error) from None
 
         return wrapped
 
     return wrap
 
 
+def refused(verb: str, on: str, error: Exception) -> FUSEError:
+    """The answer to a request that ended in `error`; a line in the log where it deserves one."""
+    return error if isinstance(error, FUSEError) else FUSEError(_refusal(verb, on, error))
+
+
 def _refusal(verb: str, on: str, error: Exception) -> int:
-    """The errno for `error`, and its line in the log where it deserves one."""
     answer = answer_to(error)
     if answer is None:
         log.error("bug: verb=%s path=%s", verb, on, exc_info=error)

@@ -20,6 +20,7 @@ from typing import Final
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext
 
+from vmfs.device.base import Buffer
 from vmfs.errors import Exists, NotFound, NotPermitted, StaleHandle
 from vmfs.files.attributes import (
     ROOT_ADDRESS,
@@ -29,7 +30,7 @@ from vmfs.files.attributes import (
     ListedName,
 )
 from vmfs.fuse import known_nodes
-from vmfs.fuse.answering import answered, of_file, of_inode, of_name, of_volume
+from vmfs.fuse.answering import answered, of_file, of_inode, of_name, of_volume, refused
 from vmfs.fuse.handles import Handles
 from vmfs.fuse.kernel_cache import KernelCache
 from vmfs.fuse.known_nodes import KnownNodes
@@ -263,17 +264,40 @@ class Operations(pyfuse3.Operations):
             return self._opened(file, ctx, self.cache.opened(now)), self._made(now, parent, name, 0)
         raise StaleHandle(f"{name!r} is created and deleted by another host all the time")
 
-    @answered(of_file)
-    async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Up to `size` bytes; fewer only at the end of the file."""
-        return await self._used(fh).file.read(off, size)
+    async def read(  # type: ignore[override]  # it takes any buffer
+        self, fh: int, off: int, size: int
+    ) -> Buffer:
+        """Up to `size` bytes; fewer only at the end of the file.
+
+        They may be good only until the next `await`: pyfuse3 sends them before.
+        """
+        try:
+            data = self._used(fh).file.read_now(off, size)
+        except Exception as error:
+            raise refused("read", self.path_of_file(fh), error) from None
+        return await self._read(fh, off, size) if data is None else data
 
     @answered(of_file)
+    async def _read(self, fh: int, off: int, size: int) -> bytes:
+        return await self._files[fh].file.read(off, size)
+
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """All of `buf`."""
-        handle = self._used(fh)
-        if handle.strips_privileges:
-            await self._strip(handle.file)
+        try:
+            handle = self._used(fh)
+            strips = handle.strips_privileges and _is_privileged(handle.file.mode)
+            is_written = not strips and handle.file.write_now(off, buf)
+        except Exception as error:
+            raise refused("write", self.path_of_file(fh), error) from None
+        return len(buf) if is_written else await self._write(fh, off, buf)
+
+    @answered(of_file)
+    async def _write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self._files[fh]
+        mode = handle.file.mode
+        if handle.strips_privileges and _is_privileged(mode):
+            changes = AttributeChanges(mode=without_privileges(mode))
+            await self._namespace.setattr(handle.file.address, changes)
         return await handle.file.write(off, buf)
 
     @answered(of_file)
@@ -515,15 +539,13 @@ class Operations(pyfuse3.Operations):
             return changes
         return dataclasses.replace(changes, mode=mode)
 
-    async def _strip(self, file: TreeFile) -> None:
-        now = file.attributes.mode
-        mode = without_privileges(now)
-        if mode != now:
-            await self._namespace.setattr(file.address, AttributeChanges(mode=mode))
-
 
 def _address(inode: int) -> FdAddress:
     return known_nodes.address_of(inode, root=ROOT_ADDRESS)
+
+
+def _is_privileged(mode: int) -> bool:
+    return without_privileges(mode) != mode
 
 
 def _creation(mode: int, ctx: RequestContext) -> Creation:

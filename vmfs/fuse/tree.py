@@ -8,6 +8,7 @@ and which errors it raises, is documented there; the edge passes all of them on.
 from collections.abc import Sequence
 from typing import Protocol
 
+from vmfs.device.base import Buffer
 from vmfs.files.attributes import (
     AttributeChanges,
     Attributes,
@@ -28,6 +29,13 @@ class TreeFile(Protocol):
 
     @property
     def attributes(self) -> Attributes: ...
+
+    @property
+    def mode(self) -> int: ...
+
+    def read_now(self, offset: int, length: int) -> Buffer | None: ...
+
+    def write_now(self, offset: int, data: bytes) -> bool: ...
 
     async def read(self, offset: int, length: int) -> bytes: ...
 

@@ -96,6 +96,12 @@ class PointerTree:
             for leaf in index_path.leaves(self.zla, start, count, self.shape):
                 complete &= not await self._load_leaf(leaf.path)
 
+    def is_loaded(self, start: int, count: int) -> bool:
+        """Whether `gather` can answer for these file blocks without a `load` before."""
+        return self._slots_checked and all(
+            self._has(leaf.start) for leaf in index_path.leaves(self.zla, start, count, self.shape)
+        )
+
     async def load_table(self, address: int, holds: tuple[AddressType, ...]) -> Pointers:
         """One pointer block, checked to hold addresses of the kinds `holds` and no others.
 

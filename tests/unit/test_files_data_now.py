@@ -1,0 +1,225 @@
+"""What is read and written without waiting: the same bytes, and only where nobody can be in it."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from tests.support.volumes import VolumeLab, creation, put, volume_lab
+from vmfs.errors import LeaseLost
+from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges
+from vmfs.files.file import OpenFile
+from vmfs.locks.permit import Permit
+from vmfs.units import KIB, MIB
+from vmfs.volume import Volume
+
+ROOT = ROOT_ADDRESS
+OLD, NEW = b"o" * 3 * MIB, b"n" * 4 * KIB
+
+
+@asynccontextmanager
+async def overwritable() -> AsyncIterator[tuple[VolumeLab, Volume, OpenFile]]:
+    """A file of three blocks, written this second: all that `write_now` needs."""
+    async with volume_lab() as lab, lab.host("a") as a:
+        made = await put(a, b"f", OLD)
+        file = await a.namespace.open(made.address, writing=True)
+        await file.write(0, OLD)
+        assert file.read_now(0, 1) == b"o"  # where it stands is remembered from now on
+        yield lab, a, file
+        await file.release()
+        await lab.assert_clean()
+
+
+def permit_of(volume: Volume) -> Permit:
+    assert volume._mounted is not None
+    return volume._mounted.nexus.permit
+
+
+def refuses(file: OpenFile, *, offset: int = 0) -> bool:
+    """Neither of the two is done; they always are refused together here."""
+    is_read = file.read_now(offset, len(NEW)) is not None
+    is_written = file.write_now(offset, NEW)
+    assert is_read == is_written
+    return not is_read
+
+
+async def test_plain_data_is_read_and_overwritten_now(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, _, file):
+        assert file.write_now(MIB - 100, NEW)
+        assert file.read_now(MIB - 101, len(NEW) + 2) == b"o" + NEW + b"o"
+        assert await file.read(MIB - 101, len(NEW) + 2) == b"o" + NEW + b"o"
+
+
+async def test_reading_ends_with_the_file(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, _, file):
+        assert file.read_now(3 * MIB - 10, 100) == b"o" * 10
+        assert file.read_now(3 * MIB, 100) == b""
+        assert file.read_now(9 * MIB, 100) == b""
+
+
+async def test_a_late_lease_is_waited_for(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, a, file):
+        permit_of(a).acknowledged(good_until=0.0)
+        assert refuses(file)
+        permit_of(a).acknowledged(good_until=1e9)
+        assert not refuses(file)
+
+
+async def test_a_recalled_permit_is_waited_for(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, a, file):
+        permit_of(a).recall()
+        assert refuses(file)
+        permit_of(a).grant()
+        assert not refuses(file)
+
+
+async def test_a_fenced_host_does_nothing_now_and_says_why_later(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab, lab.host("a") as a:
+        made = await put(a, b"f", OLD)
+        file = await a.namespace.open(made.address, writing=True)
+        await file.write(0, OLD)
+        permit_of(a).stop("fenced")
+        assert refuses(file)
+        with pytest.raises(LeaseLost):
+            await file.read(0, 1)
+        with pytest.raises(LeaseLost):
+            await file.write(0, NEW)
+        lab.kill(a)
+
+
+async def test_nobody_passes_a_writer_in_the_guard_or_one_that_waits(
+    autojump_clock: MockClock,
+) -> None:
+    async with overwritable() as (_, _, file):
+        guard = file._inode.guard
+        async with guard.exclusive():
+            assert refuses(file)
+        await guard.enter_shared()
+        assert file.read_now(0, 1) == b"o"
+        assert not file.write_now(0, NEW)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(guard.enter_exclusive)
+            await trio.testing.wait_all_tasks_blocked()
+            assert refuses(file)
+            guard.exit_shared()
+        guard.exit_exclusive()
+        assert not refuses(file)
+
+
+async def test_the_times_change_once_a_second(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, _, file):
+        before = file.attributes.mtime
+        await trio.sleep(1)
+        assert not file.write_now(0, NEW)
+        await file.write(0, NEW)
+        assert file.attributes.mtime == before + 1
+        assert file.write_now(0, NEW)
+
+
+async def test_what_makes_the_file_longer_or_is_appended_waits(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, a, file):
+        assert not file.write_now(3 * MIB - 1, NEW)
+        appending = await a.namespace.open(file.address, writing=True, append=True)
+        assert not appending.write_now(0, NEW)
+        await appending.release()
+        reading = await a.namespace.open(file.address, writing=False)
+        assert not reading.write_now(0, NEW)
+        await reading.release()
+        assert await file.read(0, 3 * MIB) == OLD
+
+
+async def test_holes_and_what_is_cut_off_are_not_answered_now(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, a, file):
+        await a.namespace.setattr(file.address, AttributeChanges(size=MIB))
+        await a.namespace.setattr(file.address, AttributeChanges(size=3 * MIB))
+        assert refuses(file, offset=MIB)
+        assert refuses(file, offset=MIB - 1)
+        assert not refuses(file, offset=MIB - len(NEW))
+        assert await file.read(MIB, 2 * MIB) == bytes(2 * MIB)
+
+
+@pytest.mark.parametrize("size", [700, 6000])
+async def test_small_files_are_not_answered_now(autojump_clock: MockClock, size: int) -> None:
+    """In the descriptor, and in a sub-block."""
+    async with volume_lab() as lab, lab.host("a") as a:
+        made = await put(a, b"f", b"o" * size)
+        file = await a.namespace.open(made.address, writing=True)
+        assert file.read_now(0, 10) is None
+        await file.write(0, b"n")
+        assert not file.write_now(0, b"m")
+        assert await file.read(0, 2) == b"no"
+        await file.release()
+
+
+async def test_pointers_that_are_not_in_memory_are_not_read_now(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a:
+            _, file = await a.namespace.create(ROOT, b"f", creation())
+            await file.write(300 * MIB, NEW)  # behind what the descriptor itself can name
+            await file.release()
+            address = file.address
+        async with lab.host("b") as b:
+            file = await b.namespace.open(address, writing=False)
+            assert file.read_now(300 * MIB, len(NEW)) is None
+            assert await file.read(300 * MIB, len(NEW)) == NEW
+            assert file.read_now(300 * MIB, len(NEW)) == NEW
+            await file.release()
+
+
+async def test_the_volumes_own_files_are_never_read_now(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab, lab.host("a") as a:
+        found = await a.namespace.lookup(ROOT, b".fbb.sf")
+        file = await a.namespace.open(found.address, writing=False)
+        assert len(await file.read(0, 512)) == 512
+        assert file.read_now(0, 512) is None
+        await file.release()
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "write", "truncate", "sleep", "read", "read"]),
+        st.integers(0, 5 * MIB),
+        st.integers(1, 2 * MIB),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=25)
+@given(steps=STEPS, seed=st.integers(0, 99))
+def test_now_and_later_are_the_same_bytes(steps: list[tuple[str, int, int]], seed: int) -> None:
+    counts = trio.run(_same_bytes, steps, seed, clock=MockClock(autojump_threshold=0))
+    assert counts >= 1
+
+
+async def _same_bytes(steps: list[tuple[str, int, int]], seed: int) -> int:
+    """How many of the requests were answered at once."""
+    content, at_once, rng = bytearray(OLD), 0, random.Random(seed)
+    async with overwritable() as (_, a, file):
+        for verb, offset, length in [*steps, ("read", 0, 1)]:
+            if verb == "truncate":
+                await a.namespace.setattr(file.address, AttributeChanges(size=offset))
+                content[offset:] = bytes(max(offset - len(content), 0))
+            elif verb == "write":
+                data = rng.randbytes(length)
+                content.extend(bytes(max(offset - len(content), 0)))
+                content[offset : offset + length] = data
+                if file.write_now(offset, data):
+                    at_once += 1
+                else:
+                    await file.write(offset, data)
+            elif verb == "sleep":
+                await trio.sleep(offset / MIB)
+            else:
+                got = file.read_now(offset, length)
+                at_once += got is not None
+                assert got is None or got == content[offset : offset + length]
+                assert await file.read(offset, length) == content[offset : offset + length]
+        assert file.attributes.size == len(content)
+        assert await file.read(0, len(content)) == content
+    return at_once
