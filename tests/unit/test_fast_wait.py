@@ -3,8 +3,10 @@
 import os
 
 import pytest
+import trio
+import trio.testing
 
-from vmfs.fuse.fast_wait import TURN_SECONDS, FastWait
+from vmfs.fuse.fast_wait import TURN_SECONDS, FastWait, OtherTasks
 
 
 class Pipe:
@@ -100,3 +102,106 @@ async def test_fast_wait_on_an_aborted_session_lets_libfuse_see_it():
     assert await FastWait(reader, Waits(lambda: True), lambda: 1.0)()
 
     os.close(reader)
+
+
+class Others:
+    """Stands in for `OtherTasks`: a pipe that is readable when the scheduler has something."""
+
+    def __init__(self, pipe):
+        self.fd = pipe.reader
+        self.can_run = False
+
+
+@pytest.fixture
+def scheduler():
+    pipe = Pipe()
+    yield pipe
+    pipe.close()
+
+
+async def test_fast_wait_waits_itself_where_nobody_else_could_run(pipe, scheduler):
+    class JustBefore(Others):
+        """A request that comes after the first look."""
+
+        @property
+        def can_run(self):
+            pipe.put()
+            return False
+
+        @can_run.setter
+        def can_run(self, value):
+            pass
+
+    waits = Waits(put_and_true(pipe))
+    wait = FastWait(pipe.reader, waits, lambda: 1.0, others=JustBefore(scheduler))
+    await wait()
+    pipe.take()
+
+    assert await wait()
+
+    assert waits.count == 1
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_fast_wait_leaves_to_the_scheduler_what_is_the_schedulers(pipe, scheduler, busy):
+    """Another task can run, or something besides a request has come."""
+    waits = Waits(put_and_true(pipe), put_and_true(pipe))
+    others = Others(scheduler)
+    wait = FastWait(pipe.reader, waits, lambda: 1.0, others=others)
+    await wait()
+    pipe.take()
+    others.can_run = busy
+    if not busy:
+        scheduler.put()
+
+    assert await wait()
+
+    assert waits.count == 2
+
+
+async def test_fast_wait_waits_no_longer_than_its_turn(pipe, scheduler):
+    waits = Waits(put_and_true(pipe), put_and_true(pipe))
+    wait = FastWait(pipe.reader, waits, lambda: 1.0, others=Others(scheduler))
+    await wait()
+    pipe.take()
+
+    assert await wait()  # nothing comes: 2 ms later it is the scheduler's turn
+
+    assert waits.count == 2
+
+
+async def test_fast_wait_spins_when_told_to(pipe, scheduler):
+    now = [1.0]
+
+    def clock():
+        now[0] += 0.00001
+        if now[0] > 1.0004 and waits.count == 1:
+            pipe.put()
+        return now[0]
+
+    waits = Waits(put_and_true(pipe), put_and_true(pipe))
+    wait = FastWait(pipe.reader, waits, clock, others=Others(scheduler), spin_seconds=0.001)
+    await wait()
+    pipe.take()
+    scheduler.put()  # looked at only after the spin
+
+    assert await wait()
+
+    assert waits.count == 1
+
+
+async def test_other_tasks_are_those_that_wait_for_their_turn(scheduler):
+    others = OtherTasks(scheduler.reader)
+    trio.lowlevel.add_instrument(others)
+    try:
+        assert not others.can_run
+        async with trio.open_nursery() as nursery:
+            event = trio.Event()
+            nursery.start_soon(event.wait)
+            assert others.can_run
+            await trio.testing.wait_all_tasks_blocked()
+            assert not others.can_run
+            event.set()
+            assert others.can_run
+    finally:
+        trio.lowlevel.remove_instrument(others)

@@ -1,25 +1,30 @@
 """Waiting for the next request with one poll(2) where that is enough.
 
 pyfuse3 goes through trio's scheduler and two epoll calls for every request. `FastWait` looks first
-whether a request is there already; measured, this is worth 1.2 times the requests of one client and
-3 times those of four. It stands in for `pyfuse3._wait_fuse_readable`, a module global that pyfuse3
-looks up at each call, and hands on to it whenever there is nothing to read.
+whether a request is there already; and where no other task could run, it waits for the next one
+itself, in a poll(2) that anything the scheduler waits for ends as well. It stands in for
+`pyfuse3._wait_fuse_readable`, a module global that pyfuse3 looks up at each call, and hands on to
+it whenever that finds nothing.
 
-Two rules:
+Three rules:
 
 * The loop belongs to everybody. After `TURN_SECONDS` without a pass through the scheduler, one is
-  taken, whatever is waiting: lock renewals must not wait behind a stream of writes.
+  taken, whatever is waiting: lock renewals must not wait behind a stream of writes. A time-out of
+  another task can be late by that much.
+* Never wait while another task can run (`OtherTasks` knows).
 * Never let libfuse read when there is nothing: its read(2) blocks the whole loop until the next
   request. Between the scheduler's "readable" and the read, another worker may have taken the
   request, or its caller was killed. So the last look is always one that nothing comes after.
 """
 
+import math
 import select
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
 import pyfuse3
+import trio
 
 from vmfs.errors import NotSupported
 
@@ -27,24 +32,74 @@ TURN_SECONDS: Final = 0.002
 """Longest time between two passes through the scheduler; one request of 1 MiB takes 0.3 ms."""
 
 _WAIT: Final = "_wait_fuse_readable"
+_SESSION: Final = "/dev/fuse"
+_SCHEDULER: Final = "anon_inode:[eventpoll]"
+
+
+class OtherTasks(trio.abc.Instrument):
+    """Which tasks could run now; and the descriptor that is readable when more of them can.
+
+    trio's epoll descriptor is that: input and output, what threads and signals have to say.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """`fd` is the scheduler's epoll descriptor."""
+        self.fd = fd
+        self._runnable: set[trio.lowlevel.Task] = set()
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        """`task` waits for its turn."""
+        self._runnable.add(task)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        """It is its turn."""
+        self._runnable.discard(task)
+
+    @property
+    def can_run(self) -> bool:
+        """A task besides the running one waits for its turn."""
+        return bool(self._runnable)
 
 
 class FastWait:
     """Called by pyfuse3's workers: True when a request can be read, False when it is all over."""
 
     def __init__(
-        self, fd: int, wait: Callable[[], Awaitable[bool]], clock: Callable[[], float]
+        self,
+        fd: int,
+        wait: Callable[[], Awaitable[bool]],
+        clock: Callable[[], float],
+        *,
+        others: OtherTasks | None = None,
+        spin_seconds: float = 0.0,
     ) -> None:
-        """`fd` is the session's; `wait` is pyfuse3's own function; `clock` is monotonic seconds."""
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
+        """Stand in for `wait`.
+
+        Args:
+            fd: of the session.
+            wait: pyfuse3's own function.
+            clock: monotonic seconds.
+            others: None where nobody can tell; then the scheduler does all the waiting.
+            spin_seconds: how long to look again and again before anything else. It saves the
+                wake-up of a sleeping processor, and costs that much of one whenever requests stop.
+        """
+        self._fd = fd
         self._wait = wait
         self._clock = clock
+        self._others = others
+        self._spin_seconds = spin_seconds
         self._turn_ends = 0.0
+        self._session = select.poll()
+        self._session.register(fd, select.POLLIN)
+        self._anything = select.poll()
+        self._anything.register(fd, select.POLLIN)
+        if others is not None:
+            self._anything.register(others.fd, select.POLLIN)
 
     async def __call__(self) -> bool:
         """Wait for a request, or for the end of the session."""
-        if self._clock() < self._turn_ends and self._is_readable():
+        now = self._clock()
+        if now < self._turn_ends and (self._is_readable() or self._comes_soon(now)):
             return True
         while await self._wait():
             self._turn_ends = self._clock() + TURN_SECONDS
@@ -53,30 +108,57 @@ class FastWait:
         return False
 
     def _is_readable(self) -> bool:
-        return any(not events & select.POLLNVAL for _, events in self._poll.poll(0))
+        events = self._session.poll(0)
+        return bool(events) and not events[0][1] & select.POLLNVAL
+
+    def _comes_soon(self, now: float) -> bool:
+        """Wait in place of the scheduler for the rest of the turn, if it had nothing else to do."""
+        if self._others is None or self._others.can_run:
+            return False
+        if self._spin_seconds:
+            spin_ends = now + self._spin_seconds
+            while self._clock() < spin_ends:
+                if self._is_readable():
+                    return True
+        left = math.ceil((self._turn_ends - now) * 1000)  # poll(2) counts milliseconds
+        return any(
+            fd == self._fd and not event & select.POLLNVAL
+            for fd, event in self._anything.poll(left)
+        )
 
 
-def install(clock: Callable[[], float]) -> Callable[[], None]:
-    """Put it into pyfuse3, after `pyfuse3.init`. Returns what takes it out again.
+def install(clock: Callable[[], float], *, spin_seconds: float = 0.0) -> Callable[[], None]:
+    """Put it into pyfuse3, after `pyfuse3.init` and inside trio. Returns what takes it out again.
 
     Raises:
         NotSupported: this pyfuse3 is built otherwise, or its session is not found.
     """
     module: Any = pyfuse3
     original = getattr(module, _WAIT, None)
-    fds = _session_fds()
-    if original is None or len(fds) != 1:
+    sessions = _own_fds(_SESSION)
+    if original is None or len(sessions) != 1:
         raise NotSupported(f"pyfuse3 {pyfuse3.__version__} cannot be waited for with poll")
-    setattr(module, _WAIT, FastWait(fds[0], original, clock))
-    return lambda: setattr(module, _WAIT, original)
+    schedulers = _own_fds(_SCHEDULER)
+    others = OtherTasks(schedulers[0]) if len(schedulers) == 1 else None
+    if others is not None:
+        trio.lowlevel.add_instrument(others)
+    wait = FastWait(sessions[0], original, clock, others=others, spin_seconds=spin_seconds)
+    setattr(module, _WAIT, wait)
+
+    def restore() -> None:
+        setattr(module, _WAIT, original)
+        if others is not None:
+            trio.lowlevel.remove_instrument(others)
+
+    return restore
 
 
-def _session_fds() -> list[int]:
-    """The descriptors of this process that are a FUSE session (one, after init)."""
+def _own_fds(target: str) -> list[int]:
+    """The descriptors of this process whose link in /proc says `target`."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            if entry.readlink() == Path("/dev/fuse"):
+            if str(entry.readlink()) == target:
                 found.append(int(entry.name))
         except FileNotFoundError:
             continue  # the descriptor of this very listing
