@@ -12,7 +12,7 @@ import pytest
 from bench.rows import LOCKD, OURS, ROWS, TITLES
 from bench.variants import installed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 TINY = ["--file-mib", "4", "--disk-mib", "64", "--seconds", "0.02", "--names", "20"]
 ROOT = Path(__file__).parents[2]
