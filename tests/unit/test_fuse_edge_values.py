@@ -176,6 +176,7 @@ def test_options_of_several_texts_add_up_and_the_last_wins():
         ("max_read=12", "max_read"),
         ("max_read=lots", "max_read"),
         ("read_ahead_kib=-1", "read_ahead_kib"),
+        ("spin_us=1001", "spin_us"),
         ("profile=fastest", "profile"),
         ("io=uring", "io=uring: there are auto, inline, aio"),
         ("host=a\\", "backslash"),

@@ -65,7 +65,7 @@ def mount(  # noqa: PLR0913 - one parameter for each option
 
     Options (-o): lockd=SOCKET, host=NAME, lun=NAME (what lockd calls the LUN), ro, rw, allow_other
     (default for root), io=auto|inline|aio, log=FILE, read_ahead_kib=N, max_read=N, nofast,
-    profile=production|test,
+    spin_us=N, profile=production|test,
     and those of the kernel (nosuid, nodev, noexec, noatime, sync, ...). docs/commands.md says more.
     """
     given = parse_options(*options)

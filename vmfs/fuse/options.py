@@ -56,6 +56,7 @@ class MountOptions:
     max_read: int | None = None  # bytes of the largest READ; None: the kernel's
     read_ahead_kib: int = 1024  # what the kernel reads ahead of a sequential reader
     fast: bool = True  # poll before waiting (vmfs.fuse.fast_wait)
+    spin_us: int = 0  # microseconds to look again and again for the next request; costs a processor
     log: str | None = None  # file for the log; None: stderr, or syslog in the background
     io: IoMode = IoMode.AUTO  # how the bytes of the LUN move: through the page cache, or past it
     profile: str = "production"  # pace of the heartbeat: production or test
@@ -177,6 +178,7 @@ _VALUED: Final[dict[str, Callable[[MountOptions, str], MountOptions]]] = {
     "read_ahead_kib": lambda options, value: _count(
         options, "read_ahead_kib", value, low=0, high=1 << 20
     ),
+    "spin_us": lambda options, value: _count(options, "spin_us", value, low=0, high=1000),
 }
 
 _FLAGS: Final[dict[str, dict[str, Any]]] = {

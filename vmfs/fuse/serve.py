@@ -101,7 +101,8 @@ async def serve(
     except RuntimeError as error:
         raise DeviceError(f"cannot mount on {mount_point}: {error}") from error
     unmount = _Unmount(plan)
-    restore = _wait_fast() if options.fast else _nothing  # before there is a second descriptor
+    # Before there is a second descriptor:
+    restore = _wait_fast(options.spin_us) if options.fast else _nothing
     session = Session(session_descriptor(before))
     operations.cache.attach(session)
     try:
@@ -148,9 +149,9 @@ def _set_read_ahead(device: int, kib: int) -> None:
         log.info("read-ahead stays as it is: path=%s error=%s", path, error)
 
 
-def _wait_fast() -> Callable[[], None]:
+def _wait_fast(spin_us: int) -> Callable[[], None]:
     try:
-        return fast_wait.install(perf_counter)
+        return fast_wait.install(perf_counter, spin_seconds=spin_us / 1e6)
     except NotSupported as error:
         log.info("waiting without poll: %s", error)
         return _nothing
