@@ -7,6 +7,7 @@ cache, image files through it. Readers do as the writers do, because what is wri
 block device may leave an older page in the cache behind.
 """
 
+import logging
 import os
 import stat
 from enum import Enum
@@ -17,6 +18,8 @@ from vmfs.device.direct import DirectDevice
 from vmfs.device.image import ImageDevice
 from vmfs.errors import Unsupported
 from vmfs.units import SECTOR_SIZE
+
+_log = logging.getLogger("vmfs.device")
 
 
 class IoMode(Enum):
@@ -50,6 +53,7 @@ def open_lun_device(
             f"{path} is written by its hosts and lockd with io={usual.value}; io={mode.value} "
             "beside it would undo their writes, and is for read-only mounts"
         )
+    _log.info("opening lun=%s io=%s writable=%s", path, mode.value, writable)
     if mode is IoMode.AIO:
         return DirectDevice.open(path, writable=writable)
     return ImageDevice.open(path, writable=writable)
