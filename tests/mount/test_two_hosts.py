@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,11 +203,13 @@ def test_locks_say_who_has_what(ds, names):
 def test_lock_of_a_file_that_is_not_committed_yet_is_found_at_once(ds):
     """A host that commits every 5 s, and a name that was never on the LUN."""
     slow = ds.mount("slow", "profile=production")
-    (slow.path / "fresh").touch()
-
-    who = run_vmfs("locks", "who", slow.path / "fresh")
-    why = run_vmfs("locks", "why", slow.path / "fresh", "--lockd", ds.socket)
-    none = run_vmfs("locks", "why", slow.path / "none", "--lockd", ds.socket)
+    with (slow.path / "fresh").open("wb"):
+        who = run_vmfs("locks", "who", slow.path / "fresh")
+        deadline = time.monotonic() + 20
+        while "exclusive" not in who.stdout and time.monotonic() < deadline:  # claimed until then
+            who = run_vmfs("locks", "who", slow.path / "fresh")
+        why = run_vmfs("locks", "why", slow.path / "fresh", "--lockd", ds.socket)
+        none = run_vmfs("locks", "why", slow.path / "none", "--lockd", ds.socket)
     (slow.path / "fresh").unlink()
     slow.stop()
 
