@@ -20,6 +20,7 @@ DIRECTORY, FILE, OTHER = FdAddress(0x14), FdAddress(0x24), FdAddress(0x34)
 class Kernel:
     """A `Notifier` that writes down what it was told."""
 
+    attributes_expire: bool = True
     names_expire: bool = True
     inodes: set[int] = field(default_factory=lambda: {1, DIRECTORY, FILE, OTHER})
     heard: list[str] = field(default_factory=list)
@@ -185,11 +186,31 @@ async def test_pages_are_kept_from_the_second_open_of_a_tenure_on(edge):
     assert not edge.cache.has_pages_of(FILE, edge.cache.opened(seen(0)))
     edge.cache.pages_dropped(FILE, tenure)
     assert edge.cache.has_pages_of(FILE, edge.cache.opened(seen(0)))
+    for _ in range(3):
+        edge.cache.closed(FILE)
 
     await edge.give_up(FILE)
     assert not edge.cache.has_pages_of(FILE, edge.cache.opened(seen(0)))
     edge.tenures[FILE] = 5
     assert not edge.cache.has_pages_of(FILE, edge.cache.opened(seen(0)))
+
+
+async def test_lock_is_never_given_up_under_an_open_file(edge):
+    """Its pages may be being read: there is nothing that could be done about them then."""
+    edge.tenures[FILE] = 3
+    edge.cache.opened(seen(0))
+    with pytest.raises(AssertionError, match="pages"):
+        await edge.give_up(FILE)
+    edge.cache.closed(FILE)
+    await edge.give_up(FILE)
+
+
+def test_nothing_is_kept_by_a_kernel_that_is_not_there(edge):
+    edge.tenures[FILE] = 3
+    alone = KernelCache(edge, edge.known)
+
+    assert alone.attribute_seconds(seen(3)) == 0
+    assert alone.name_seconds(FILE, 3) == 0
 
 
 def test_size_is_made_right_at_the_first_open_of_a_tenure(edge):

@@ -23,6 +23,7 @@ Decides on values and keeps count; the only thing it does is to send notificatio
 nothing. docs/decisions/008-kernel-caches-under-locks.md has the reasons.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -96,6 +97,7 @@ class KernelCache:
         self._known = known
         self._notifier: Notifier = Silence()
         self._told: dict[FdAddress, _Told] = {}
+        self._open: Counter[FdAddress] = Counter()  # open files
         self._named: set[FdAddress] = set()  # directories of which names were told without limit
         self._listings: dict[int, _Sent] = {}  # and perhaps not taken in yet, by handle
         self._listings_owed: set[int] = set()  # their names are to be forgotten once more
@@ -131,7 +133,7 @@ class KernelCache:
         For LOOKUP, GETATTR and READDIRPLUS only: the kernel takes in the replies to what changes
         something without a look at what it was told since.
         """
-        if attributes.type not in _KEPT_TYPES:
+        if not self._notifier.attributes_expire or attributes.type not in _KEPT_TYPES:
             return 0
         if self._known.is_another(attributes.address, attributes.generation):
             return 0  # a notification would find the node that had the address before
@@ -150,6 +152,7 @@ class KernelCache:
             The tenure that its pages will be of.
         """
         address = attributes.address
+        self._open[address] += 1
         if attributes.type is not FileType.FILE:
             return 0
         now, told = self._tree.tenure(address), self._node(address)
@@ -163,8 +166,15 @@ class KernelCache:
     def created(self, attributes: Attributes) -> int:
         """A file was made and opened: the reply itself is the first that the kernel hears of it."""
         now = self._tree.tenure(attributes.address)
+        self._open[attributes.address] += 1
         self._node(attributes.address).size = now
         return now
+
+    def closed(self, address: FdAddress) -> None:
+        """An open file was closed, and all that was read through it is there."""
+        self._open[address] -= 1
+        if not self._open[address]:
+            del self._open[address]
 
     def has_pages_of(self, address: FdAddress, tenure: int) -> bool:
         """Whether all pages that the kernel has of a file are of this tenure."""
@@ -212,6 +222,7 @@ class KernelCache:
     async def give_up(self, address: FdAddress) -> None:
         """See `Watcher.give_up`."""
         assert not self._tree.tenure(address), f"{address:#x} is given up and still told"
+        assert address not in self._open, f"{address:#x} is given up and its pages may be read"
         self.changed(address)
         if address in self._named:
             await self._wait_for_listings(address)
@@ -227,6 +238,7 @@ class KernelCache:
     def forget(self, address: FdAddress) -> None:
         """The kernel knows the node no more."""
         self._told.pop(address, None)
+        self._named.discard(address)
         self._owed.discard(address)
 
     async def settle(self) -> None:

@@ -33,6 +33,11 @@ class Notifier(Protocol):
     """What can be said to the kernel."""
 
     @property
+    def attributes_expire(self) -> bool:
+        """Whether `attributes` does anything; if not, none may be told without an end."""
+        ...
+
+    @property
     def names_expire(self) -> bool:
         """Whether `names` does anything; if not, no name may be told without an end."""
         ...
@@ -64,6 +69,7 @@ class Session:
     def __init__(self, fd: int) -> None:
         """`fd` is the mount's; it is duplicated, so that its number is never another file's."""
         self._fd = os.dup(fd)
+        self.attributes_expire = True
         self.names_expire = self._write(_message(_INC_EPOCH, b"")) == 0
         if not self.names_expire:
             log.info("names are looked up every time: the kernel is older than 6.16")
@@ -103,6 +109,7 @@ class Session:
 class Silence:
     """`Notifier` of an edge that no kernel listens to."""
 
+    attributes_expire = False
     names_expire = False
 
     def attributes(self, inode: int) -> bool:

@@ -308,7 +308,9 @@ class Operations(pyfuse3.Operations):
     @answered(of_file)
     async def release(self, fh: int) -> None:
         """Close a file. The kernel tells us after close(2) has returned."""
-        await self._files.remove(fh).file.release()
+        file = self._files.remove(fh).file
+        self.cache.closed(file.address)
+        await file.release()
 
     # --- directories ---
 
@@ -352,6 +354,8 @@ class Operations(pyfuse3.Operations):
         A forced or lazy unmount, and the end of the process, leave both behind.
         """
         left = [handle.file for handle in self._files]
+        for file in left:
+            self.cache.closed(file.address)
         left_directories = list(self._directories)
         self._files, self._directories = Handles(), Handles()
         items: list[TreeFile | Listing] = [*left, *left_directories]
