@@ -12,10 +12,12 @@ from tests.support.linearizability import NotLinearizable
 from tests.support.sim.batch import pool, run_all
 from tests.support.sim.history import BlockHistory
 from tests.support.sim.mutants import MUTANTS, Mutant
-from tests.support.sim.world import SeedFailed, run_seed
+from tests.support.sim.running import SeedFailed
+from tests.support.sim.world import run_seed
 
 SEEDS_PER_BATCH = 500
 BATCHES = 4
+VOLUME_SEEDS = 40
 SEEDS_PER_MUTANT = 400
 
 
@@ -38,6 +40,15 @@ def test_every_seed_holds_the_invariants(workers: ProcessPoolExecutor, batch: in
 def test_a_seed_is_the_same_twice() -> None:
     for seed in range(20):
         assert run_seed(seed) == run_seed(seed)
+
+
+@pytest.mark.slow
+def test_whole_volumes_keep_what_was_promised_under_faults(workers: ProcessPoolExecutor) -> None:
+    ran = list(run_all(workers, range(VOLUME_SEEDS), volumes=True))
+    failed = [each.failure for each in ran if each.failure]
+    assert not failed, "\n".join(failed)
+    assert sum(each.counts["promised"] for each in ran) > VOLUME_SEEDS
+    assert sum(each.counts["replays"] for each in ran) > 0
 
 
 class Yes:

@@ -5,7 +5,7 @@ and only for those that had landed when it began. After a power cut each sector 
 was, or as any write since then left it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -47,6 +47,10 @@ class Lun:
         data = b"".join([get(index, ZERO) for index in range(first, last + 1)])
         start = offset - first * SECTOR_SIZE
         return data[start : start + length]
+
+    def contents(self) -> Iterator[tuple[int, bytes]]:
+        """Every sector that was ever written, with its index."""
+        return iter(self._sectors.items())
 
     def write(self, who: str, offset: int, data: bytes) -> None:
         """Whole sectors land."""

@@ -98,11 +98,16 @@ class Watch:
             self.counts["reservations"] += 1
             for start in self._daemon.hosts:
                 mine = start.identity.host_uuid == holder
-                if mine or start.exited:
+                if mine or start.exited or not self._has_nexus(engine, start):
                     continue
                 if any(not io.settled for io in start.in_flight):
                     raise Violation(f"I4: reserved while {start.key} has I/O in flight")
         self._reserved_by = holder
+
+    def _has_nexus(self, engine: SimEngine, start: SimHost) -> bool:
+        """Before it has one, a mount reads what a volume it is: nothing that ever changes."""
+        host = engine.state.hosts.get((LUN, start.identity.host_uuid))
+        return host is not None and host.record.nonce == start.identity.nonce
 
     def database_lost(self) -> None:
         """Its database is gone: generations begin anew."""
@@ -243,6 +248,8 @@ class Watch:
             raise Violation(f"I3: slot {before.index} freed by a host that has ended")
         self._check_nothing_to_replay(before)
         for lv_offset, data in replay.runs:
+            if self._is_in_journals(lv_offset):
+                continue  # its orphan table, which was adopted after the replay
             if self._lun.read(self._shape.lv_base + lv_offset, len(data)) != data:
                 raise Violation(f"I7: slot {before.index} freed, {lv_offset:#x} not in place")
 
@@ -274,6 +281,10 @@ class Watch:
             newest, _ = self._newest(slot)
             if newest is not None and newest.state is not CommitState.DONE:
                 raise Violation(f"I7: slot {slot.index} freed with a transaction to replay")
+
+    def _is_in_journals(self, lv_offset: int) -> bool:
+        shape = self._shape
+        return 0 <= lv_offset - shape.journal_offset < shape.slot_count * shape.journal_size
 
     # --- who is who ---
 
