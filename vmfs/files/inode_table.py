@@ -8,18 +8,21 @@ addresses, then loads what is not known yet. `current` is the other way in: attr
 taking any lock, as a passing stat does it.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 from typing import Final
 
 from vmfs.errors import CorruptRecord, LockBusy, StaleHandle
 from vmfs.files.attributes import Attributes, ListedName
 from vmfs.files.dir_block import DOT, DOT_DOT
 from vmfs.files.ground import Ground
+from vmfs.files.guard import Guard
 from vmfs.files.inode import Contents, Inode, attributes_of
 from vmfs.files.watcher import Unwatched, Watcher
 from vmfs.ids import FdAddress
-from vmfs.locks.base import HolderIs
+from vmfs.locks.base import HolderIs, Locks
 from vmfs.locks.order import LockId, LockKind
 from vmfs.ondisk.address import FdAddr, parse
 from vmfs.ondisk.dirent import DirEntry
@@ -38,6 +41,57 @@ LOOKS_LEFT_ALONE: Final = 16
 
 LOOKED_AT_MAX: Final = 4096
 """Locks kept for having been looked at. Bounded, as lockd has to know all of them."""
+
+
+class _Held:
+    """`InodeTable.held`. A class, because it is on the way of every operation."""
+
+    __slots__ = ("_entered", "_label", "_locks", "_pins", "_table", "_wanted")
+
+    def __init__(
+        self, table: "InodeTable", locks: Locks, wanted: Mapping[FdAddress, LockMode], label: str
+    ) -> None:
+        self._table = table
+        self._locks = locks
+        self._wanted = wanted
+        self._label = label
+        self._entered: list[tuple[Guard, LockMode]] = []
+
+    async def __aenter__(self) -> dict[FdAddress, Inode]:
+        wanted = self._wanted
+        inodes = {address: self._table.get(address) for address in sorted(wanted)}
+        locks = {inode.lock: wanted[address] for address, inode in inodes.items()}
+        self._pins = self._locks.pinned(locks, label=self._label)
+        await self._pins.__aenter__()
+        try:
+            for address, inode in inodes.items():
+                await self._enter(inode.guard, wanted[address])
+            for inode in inodes.values():
+                await self._table.load(inode)
+        except BaseException:
+            await self.__aexit__(*sys.exc_info())
+            raise
+        return inodes
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for guard, mode in reversed(self._entered):
+            if mode is LockMode.EXCLUSIVE:
+                guard.exit_exclusive()
+            else:
+                guard.exit_shared()
+        await self._pins.__aexit__(kind, error, trace)
+
+    async def _enter(self, guard: Guard, mode: LockMode) -> None:
+        if mode is LockMode.EXCLUSIVE:
+            await guard.enter_exclusive()
+        else:
+            await guard.enter_shared()
+        self._entered.append((guard, mode))
 
 
 class InodeTable:
@@ -145,10 +199,9 @@ class InodeTable:
             return None
         return inode.contents.desc.pack()
 
-    @asynccontextmanager
-    async def held(
+    def held(
         self, wanted: Mapping[FdAddress, LockMode], *, label: str = ""
-    ) -> AsyncIterator[dict[FdAddress, Inode]]:
+    ) -> AbstractAsyncContextManager[dict[FdAddress, Inode]]:
         """Hold some nodes: locks pinned, guards entered (as strongly), contents loaded.
 
         Raises:
@@ -156,16 +209,7 @@ class InodeTable:
             LockBusy: another host has one of them in use.
             CorruptRecord: a descriptor or lock record is damaged.
         """
-        inodes = {address: self.get(address) for address in sorted(wanted)}
-        locks = {inode.lock: wanted[address] for address, inode in inodes.items()}
-        async with self._ground.locks.pinned(locks, label=label), AsyncExitStack() as stack:
-            for address, inode in inodes.items():
-                exclusive = wanted[address] is LockMode.EXCLUSIVE
-                guard = inode.guard
-                await stack.enter_async_context(guard.exclusive() if exclusive else guard.shared())
-            for inode in inodes.values():
-                await self.load(inode)
-            yield inodes
+        return _Held(self, self._ground.locks, wanted, label)
 
     async def load(self, inode: Inode) -> Contents:
         """Know what the descriptor says. Under a pin of its lock.

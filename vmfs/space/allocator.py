@@ -244,8 +244,11 @@ class Allocator:
         free = self._ledger.counters.of(kind)
         start = hint[0] if hint is not None else self._next[kind]
         seen: set[int] = set()
-        near_by = [start] if start < len(free) else []
-        for numbers in (near_by, grant.pinned_numbers(kind), self._ledger.cached(kind)):
+        if start < len(free) and free[start]:
+            seen.add(start)
+            yield start
+        for known in (grant.pinned_numbers, self._ledger.cached):  # asked only when it comes to it
+            numbers = known(kind)
             ahead = [n for n in numbers if n >= start]
             for number in (*ahead, *(n for n in numbers if n < start)):
                 if free[number] and number not in seen:

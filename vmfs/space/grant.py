@@ -1,5 +1,7 @@
 """What one operation may take and free: the plain half of the allocator."""
 
+from typing import Final
+
 import numpy as np
 
 from vmfs.errors import CorruptRecord
@@ -9,10 +11,15 @@ from vmfs.ondisk.resource import ClusterMeta
 from vmfs.space.bitmap import Indices
 from vmfs.space.cluster import Cluster
 from vmfs.space.ledger import ClusterKey, Ledger, Share
-from vmfs.space.system_file import Addresses, ResourceFiles, cow_mask
+from vmfs.space.system_file import Addresses, ResourceFiles, cow_mask, is_cow
 
 Groups = dict[ClusterKey, Indices]
 """Resources by the cluster that they are in."""
+
+FEW: Final = 8
+"""Addresses up to which one after the other is faster than all at once."""
+
+_KIND_MASK: Final = 7
 
 
 class Grant:
@@ -133,15 +140,30 @@ class Grant:
             self.unpin(key)
 
 
+def _group_few(files: ResourceFiles, addresses: Addresses) -> Groups:
+    """As `group_by_cluster`, one after the other."""
+    found: dict[ClusterKey, list[int]] = {}
+    for address in addresses.tolist():
+        file = files.get(address & _KIND_MASK)
+        if file is None:
+            raise CorruptRecord("address", 0, "type", address, "a low digit of 1 to 5")
+        cluster, resource = file.split_one(address)
+        if not file.header.contains(cluster, resource):
+            raise CorruptRecord("address", 0, "resource", address, f"below {file.header.total}")
+        assert not is_cow(address), "a block that another file owns is not ours to free"
+        found.setdefault((file.kind, cluster), []).append(resource)
+    return {key: np.array(indices, dtype=np.int64) for key, indices in found.items()}
+
+
 def group_by_cluster(files: ResourceFiles, addresses: Addresses) -> Groups:
     """Sort addresses of any kinds by cluster, in bulk.
 
     Raises:
         CorruptRecord: one is no resource of this volume.
     """
+    if len(addresses) <= FEW:
+        return _group_few(files, addresses)
     groups: Groups = {}
-    if not len(addresses):
-        return groups
     known = np.zeros(len(addresses), dtype=np.bool_)
     for kind, file in files.items():
         mask = (addresses & np.uint32(7)) == np.uint32(kind)
