@@ -112,18 +112,59 @@ async def test_nobody_passes_a_writer_in_the_guard_or_one_that_waits(
 
 
 async def test_the_times_change_once_a_second(autojump_clock: MockClock) -> None:
-    async with overwritable() as (_, _, file):
+    async with overwritable() as (lab, a, file):
         before = file.attributes.mtime
+        await trio.sleep(1)
+        assert file.write_now(0, NEW)
+        assert file.attributes.mtime == file.attributes.ctime == before + 1
+        await a.sync()
+        assert not a._ground.metadata.dirty
+        assert file.write_now(0, NEW)
+        assert not a._ground.metadata.dirty  # nothing to stage twice in one second
+        await file.fsync()
+        lab.kill(a)
+        async with lab.host("b") as b:
+            assert (await b.namespace.getattr(file.address)).mtime == before + 1
+
+
+async def test_the_end_of_the_file_moves_within_its_last_block(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a:
+            await put(a, b"old", b"x" * 4 * MIB)
+            await a.namespace.unlink(ROOT, b"old")
+            await a.sync()
+            made = await put(a, b"f", b"o" * MIB + b"o")
+            file = await a.namespace.open(made.address, writing=True)
+            assert await file.read(0, 1) == b"o"
+            assert file.write_now(MIB + 1, NEW)
+            assert not file.write_now(MIB + 5000, NEW)  # it would leave a gap
+            assert not file.write_now(2 * MIB - 1, NEW)  # into a block that it has not
+            assert file.attributes.size == MIB + 1 + len(NEW)
+            assert file.read_now(MIB, MIB) == b"o" + NEW
+            await file.release()
+        async with lab.host("b") as b:
+            await b.namespace.setattr(made.address, AttributeChanges(size=2 * MIB))
+            file = await b.namespace.open(made.address, writing=False)
+            assert await file.read(MIB, MIB) == (b"o" + NEW).ljust(MIB, b"\0")
+            await file.release()
+        await lab.assert_clean()
+
+
+async def test_what_is_to_be_staged_waits_for_room_in_the_transaction(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with overwritable() as (_, a, file):
+        assert file.write_now(0, NEW)
+        monkeypatch.setattr(type(a._ground.metadata), "has_room", lambda _self, _size: False)
+        assert file.write_now(0, NEW)
         await trio.sleep(1)
         assert not file.write_now(0, NEW)
         await file.write(0, NEW)
-        assert file.attributes.mtime == before + 1
         assert file.write_now(0, NEW)
 
 
-async def test_what_makes_the_file_longer_or_is_appended_waits(autojump_clock: MockClock) -> None:
+async def test_who_may_not_write_or_appends_does_not_write_now(autojump_clock: MockClock) -> None:
     async with overwritable() as (_, a, file):
-        assert not file.write_now(3 * MIB - 1, NEW)
         appending = await a.namespace.open(file.address, writing=True, append=True)
         assert not appending.write_now(0, NEW)
         await appending.release()

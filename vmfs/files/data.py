@@ -62,8 +62,9 @@ class FileData:
     def write_now(self, inode: Inode, offset: int, data: bytes) -> bool:
         """As `write`, where nothing has to be waited for; else False, and nothing is written.
 
-        That is so for an overwrite in place by the only user of the file on this host, when
-        not even the times in the descriptor change: once a second `write` is needed.
+        That is so for an overwrite in place by the only user of the file on this host, and for
+        bytes right behind the end of the file in a block that it has already. The descriptor is
+        staged where that changes it: times change once a second, the length as often as it does.
 
         Raises:
             DeviceError: the LUN cannot be written.
@@ -72,10 +73,15 @@ class FileData:
         if contents is None or not inode.guard.idle:
             return False
         desc, length, now = contents.desc, len(data), self._ground.now()
-        if offset + length > desc.length or desc.mtime != now or desc.ctime != now:
+        changes = offset + length > desc.length or desc.mtime != now or desc.ctime != now
+        if offset > desc.length or (changes and not self._ground.has_room):
             return False
         place = contents.map.place(offset, length)
-        return place is not None and self._ground.device.write_now(place, data)
+        if place is None or not self._ground.device.write_now(place, data):
+            return False
+        if changes:
+            self._stage_write(inode, offset, memoryview(data), grown=False)
+        return True
 
     async def read(self, inode: Inode, offset: int, length: int) -> bytes:
         """Read up to `length` bytes at `offset`; fewer only at the end of the file.

@@ -38,6 +38,10 @@ class Metadata(Staging, Protocol):
         """Something is staged that is not durable yet."""
         ...
 
+    def has_room(self, size: int) -> bool:
+        """Whether `room` would return at once."""
+        ...
+
     async def room(self, size: int) -> None:
         """After it returns, `size` bytes can be staged as long as nothing is awaited."""
         ...
@@ -75,6 +79,10 @@ class UnwrittenMetadata:
             ReadOnly: always.
         """
         raise ReadOnly("the volume is open read-only")
+
+    def has_room(self, size: int) -> bool:
+        """There is none."""
+        return False
 
     async def room(self, size: int) -> None:
         """Refuse, as `stage`."""
@@ -200,6 +208,11 @@ class Ground:
     def first_level(self) -> Zla:
         """The level at which an empty file or symbolic link begins."""
         return Zla.RESIDENT if self.resident_data else Zla.SB
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `room` would return at once."""
+        return self.metadata.has_room(STAGE_ROOM)
 
     async def room(self, extra: int = 0) -> None:
         """Make room for one step of an operation, and for `extra` bytes: see `STAGE_ROOM`."""

@@ -168,11 +168,12 @@ class Inode:
 
         Args:
             metadata: the running transaction.
-            area: the data area too; only when neither pointers nor resident bytes have changed
-                can it be left out.
+            area: the data area too; only when neither blocks nor resident bytes have changed can
+                it be left out.
         """
         contents = self.loaded
-        contents.desc = contents.map.describe(contents.desc)
+        if area:
+            contents.desc = contents.map.describe(contents.desc)
         data = contents.desc.pack()
         metadata.stage(self.lock.lv_offset + META_OFFSET, data + contents.area() if area else data)
         self.changed(self.address)

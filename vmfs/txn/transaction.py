@@ -105,6 +105,11 @@ class Transactions:
             layer.overlay(offset, target)
         return bytes(target)
 
+    def has_room(self, size: int) -> bool:
+        """Whether `room` would return at once."""
+        fits = self._running.size + size <= self._journal.max_transaction_bytes
+        return fits and self._failed is None
+
     async def room(self, size: int) -> None:
         """Make sure that `size` bytes can be staged, up to the caller's next await.
 
