@@ -15,7 +15,7 @@ from tests.support.rename import RENAME_EXCHANGE, renameat2
 
 pytestmark = pytest.mark.slow
 
-HAND_OVERS = int(os.environ.get("VMFS_HAND_OVERS", "500"))
+HAND_OVERS = int(os.environ.get("VMFS_HAND_OVERS", "400"))
 """In the suite; docs/measurements.md has a run of 10,000."""
 
 
@@ -26,7 +26,7 @@ def begin(ds: Datastore) -> HandOvers:
 
 @pytest.mark.timeout(3600)
 def test_nothing_stale_is_seen_while_locks_change_hands(tmp_path: Path) -> None:
-    limit = max(240, HAND_OVERS // 10)
+    limit = max(240, HAND_OVERS // 5)
     with datastore(tmp_path, hosts=("a", "b"), seconds=limit) as ds:
         hand_overs = begin(ds)
         hand_overs.run(HAND_OVERS // 3)
