@@ -119,23 +119,27 @@ class Rounds:
     def run(self, *, until: float) -> None:
         """Round after round, while there is time: each load on each variant, the order rotated."""
         for number in range(self._plan.scale.rounds):
-            started = time.monotonic()
-            self._round(number)
+            seconds = self._round(number)
             say(f"{self._plan.place}: round {number + 1} of {self._plan.scale.rounds} is done")
-            if 2 * time.monotonic() - started > until:
+            if time.monotonic() + seconds > until:
                 say("no time for another round")
                 return
 
-    def _round(self, number: int) -> None:
+    def _round(self, number: int) -> float:
+        """One round; how many seconds its loads took that are in every round."""
         copies = number < self._plan.scale.copy_rounds
         loads = [load for load in self._plan.loads if copies or not load.copies]
-        started, count = time.monotonic(), len(loads)
+        begun, repeated = time.monotonic(), 0.0
         for position, load in enumerate(loads):
+            started = time.monotonic()
             for variant in rotated(self._variants, number + position):
                 if variant.can(load):
                     self._measure(load, variant, number)
-            left = (time.monotonic() - started) * (count / (position + 1) - 1)
+            now = time.monotonic()
+            repeated += 0.0 if load.copies else now - started
+            left = (now - begun) * (len(loads) / (position + 1) - 1)
             say(f"{self._plan.place}, round {number + 1}: {load.name} ({left:.0f} s left)")
+        return repeated
 
     def _measure(self, load: Load, variant: Variant, number: int) -> None:
         place = variant.place
