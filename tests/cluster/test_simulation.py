@@ -1,6 +1,6 @@
 """Seeded clusters under faults, and the proof that the checkers would notice."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import cast
 
@@ -11,8 +11,9 @@ from lockd.protocol.messages import Good
 from tests.support.linearizability import NotLinearizable
 from tests.support.sim.batch import pool, run_all
 from tests.support.sim.history import BlockHistory
-from tests.support.sim.mutants import MUTANTS, Mutant
+from tests.support.sim.mutants import MUTANTS, VOLUME_MUTANTS, Mutant
 from tests.support.sim.running import SeedFailed
+from tests.support.sim.volumes import run_volume_seed
 from tests.support.sim.world import run_seed
 
 SEEDS_PER_BATCH = 500
@@ -80,15 +81,25 @@ async def test_compare_and_writes_that_have_no_order_are_noticed(second: bytes) 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_caught(mutant: Mutant) -> None:
+    _assert_caught(mutant, run_seed, range(SEEDS_PER_MUTANT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", VOLUME_MUTANTS, ids=lambda mutant: mutant.name)
+def test_mutant_is_caught_on_whole_volumes(mutant: Mutant) -> None:
+    _assert_caught(mutant, run_volume_seed, range(VOLUME_SEEDS))
+
+
+def _assert_caught(mutant: Mutant, run: Callable[[int], object], seeds: range) -> None:
     with mutant.applied():
-        caught = next(filter(None, map(_failure, range(SEEDS_PER_MUTANT))), None)
-    assert caught is not None, f"{SEEDS_PER_MUTANT} seeds noticed nothing"
+        caught = next(filter(None, (_failure(run, seed) for seed in seeds)), None)
+    assert caught is not None, f"{len(seeds)} seeds noticed nothing"
     assert caught.is_finding, f"it cannot run at all: {caught}"
 
 
-def _failure(seed: int) -> SeedFailed | None:
+def _failure(run: Callable[[int], object], seed: int) -> SeedFailed | None:
     try:
-        run_seed(seed)
+        run(seed)
     except SeedFailed as error:
         return error
     return None

@@ -189,5 +189,23 @@ MUTANTS: Final = (
     ),
 )
 
+VOLUME_MUTANTS: Final = (
+    Mutant(
+        "lock given up with a transaction to replay",
+        "vmfs.volume.volume",
+        "Volume._revoke",
+        "await self._ground.metadata.checkpoint()",
+        "await self._ground.metadata.commit()",
+    ),
+    Mutant(
+        "lock given up with nothing written back",
+        "vmfs.volume.volume",
+        "Volume._revoke",
+        "await self._ground.metadata.checkpoint()",
+        "pass",
+    ),
+)
+"""For the whole simulation."""
 
-__all__ = ["MUTANTS", "Mutant"]
+
+__all__ = ["MUTANTS", "VOLUME_MUTANTS", "Mutant"]
