@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.support.volumes import put, volume_lab
+from tests.support.volumes import names, put, volume_lab
 from vmfs.cli.lock_waits import inside_lines
 from vmfs.cli.mount_report import MountReport, ask_mount, report_path, serve_report
 from vmfs.fuse.mountinfo import MountEntry
@@ -36,6 +36,7 @@ async def test_operations_at_work_and_waiting_are_told(
 ) -> None:
     async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
         lock = await lock_of_new_file(a)
+        assert await names(b) == [b"f"]  # from now on others can reach it
         pin = await a.locks.acquire(lock, LockMode.EXCLUSIVE, label="write f")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(want, b, lock)

@@ -181,16 +181,17 @@ def test_wait_for_a_stopped_host_is_explained_and_can_be_broken(tmp_path: Path) 
         reader.start()
         time.sleep(1)
 
-        root = run_vmfs("locks", "why", ds.b.path, "--lockd", ds.socket)
-        assert root.returncode == 0, root.stderr
+        told_why = run_vmfs("locks", "why", target, "--lockd", ds.socket)
+        assert told_why.returncode == 0, told_why.stderr
         told = run_vmfs("locks", "break", "--dry-run", target)
         assert told.returncode == 0, told.stderr
         broken = run_vmfs("locks", "break", target)
 
         assert f"slow (pid {slow.pid}) would be fenced" in told.stdout
-        assert f"waits for slow (pid {slow.pid})" in root.stdout
-        assert f"slow (pid {slow.pid}) does not say what goes on in it" in root.stdout
-        assert "next: it" in root.stdout
+        assert f"waits for slow (pid {slow.pid})" in told_why.stdout
+        assert f"slow (pid {slow.pid}) does not say what goes on in it" in told_why.stdout
+        assert "next: it" in told_why.stdout
+        assert "but on the way there:" in told_why.stdout, "the look-up waits at the directory"
         assert broken.returncode == 0, broken.stderr
         assert f"slow (pid {slow.pid}): fenced:" in broken.stdout
         reader.join(10)

@@ -206,7 +206,8 @@ def test_lock_of_a_file_that_is_not_committed_yet_is_found_at_once(ds):
     with (slow.path / "fresh").open("wb"):
         who = run_vmfs("locks", "who", slow.path / "fresh")
         deadline = time.monotonic() + 20
-        while "exclusive" not in who.stdout and time.monotonic() < deadline:  # claimed until then
+        claimed = who.stdout
+        while "nobody holds it" in who.stdout and time.monotonic() < deadline:  # claimed until then
             who = run_vmfs("locks", "who", slow.path / "fresh")
         why = run_vmfs("locks", "why", slow.path / "fresh", "--lockd", ds.socket)
         none = run_vmfs("locks", "why", slow.path / "none", "--lockd", ds.socket)
@@ -214,6 +215,7 @@ def test_lock_of_a_file_that_is_not_committed_yet_is_found_at_once(ds):
     slow.stop()
 
     assert who.returncode == why.returncode == 0, who.stderr + why.stderr
+    assert f"exclusive  slow  {slow.pid}" in claimed, "else whoever has the directory is named"
     assert who.stdout.splitlines()[1].split()[:3] == ["exclusive", "slow", str(slow.pid)]
     assert f"/fresh: exclusive, held by slow (pid {slow.pid})" in why.stdout
     assert none.returncode == 1

@@ -4,6 +4,7 @@ PATH is looked up on the LUN as far as possible (`vmfs.cli.places`): the mount m
 very lock that is asked about. The lock's block number then finds it at lockd.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -25,7 +26,7 @@ from lockd.protocol.messages import (
 )
 from lockd.protocol.terms import FenceResult, HostEnd
 from vmfs.check.findings import Findings
-from vmfs.check.opening import open_lun
+from vmfs.check.opening import OpenVolume, open_lun
 from vmfs.cli.common import mounts_here, run
 from vmfs.cli.held_locks import LockFacts, lock_of_file
 from vmfs.cli.mount_report import MountReport, ask_mount
@@ -77,6 +78,7 @@ class WhyFacts:
     inside: tuple[str, ...]  # what the mounts of this machine say, in words
     reserved_by: str  # the whole LUN; empty: nobody has it
     waits: tuple[WaitFacts, ...]
+    way: "WhyFacts | None" = None  # of a directory on the way there, which somebody waits for
 
 
 @click.command()
@@ -84,7 +86,10 @@ class WhyFacts:
 @click.option("--lockd", default="", help="lockd's socket, where the mount does not say it.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable: one JSON object.")
 def why(*, path: str, lockd: str, as_json: bool) -> None:
-    """Say who waits for the lock of PATH, for whom, since when, and what happens next."""
+    """Say who waits for the lock of PATH, for whom, since when, and what happens next.
+
+    When nobody does, but somebody waits for a directory on the way there, that is said.
+    """
     found = run(_why, place_of(path), lockd)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=2))
@@ -116,6 +121,7 @@ def history(*, path: str, lockd: str, as_json: bool) -> None:
 def break_lock(*, path: str, lockd: str, dry_run: bool) -> None:
     """Fence every host that holds the lock of PATH, now: their mounts are killed.
 
+    When nobody does, but a host has a directory on the way there exclusively, it is that host.
     The lock itself is not touched: the next host that wants it recovers the dead one, and takes it.
     Exit status: 0 fenced, or nobody holds it; 3 still alive; 4 not known. Only 0 is safe.
     """
@@ -202,6 +208,8 @@ def why_lines(why: WhyFacts) -> list[str]:
         lines.append(f"the whole LUN is reserved by {why.reserved_by}: all others wait")
     if not why.waits and not any(" waits " in line for line in why.inside):
         lines.append("nobody waits for it")
+    if why.way is not None:
+        lines += ["but on the way there:", *(f"  {line}" for line in why_lines(why.way))]
     for wait in why.waits:
         indent = "  " * wait.depth
         lines.append(
@@ -253,48 +261,65 @@ async def _at_lockd(place: Place, socket: str) -> AsyncIterator[tuple[Observer, 
             yield observer, lun
 
 
-async def _lock(place: Place) -> KnownLock:
-    device = open_lun_device(place.lun, writable=False)
+async def _locks(*places: Place) -> list[KnownLock]:
+    """The locks of some paths on one LUN."""
+    device = open_lun_device(places[0].lun, writable=False)
     try:
         window = await find_lv(device)
-        volume = await open_lun(device, Findings())
-        facts = await lock_of_file(volume, await address_at(volume, place), place.inside)
-        standing = {holder.slot for holder in facts.holders if not holder.is_stale}
-        return KnownLock(
-            facts=facts,
-            lba=BlockMap(window.offset).lba(facts.lv_offset),
-            holders=tuple(slot for slot in volume.slots.in_use if slot.index in standing),
-        )
+        volume, blocks = await open_lun(device, Findings()), BlockMap(window.offset)
+        return [await _lock(volume, blocks, place) for place in places]
     finally:
         await device.aclose()
 
 
+async def _lock(volume: OpenVolume, blocks: BlockMap, place: Place) -> KnownLock:
+    facts = await lock_of_file(volume, await address_at(volume, place), place.inside)
+    standing = {holder.slot for holder in facts.holders if not holder.is_stale}
+    return KnownLock(
+        facts=facts,
+        lba=blocks.lba(facts.lv_offset),
+        holders=tuple(slot for slot in volume.slots.in_use if slot.index in standing),
+    )
+
+
 async def _why(place: Place, socket: str) -> WhyFacts:
-    lock = await _lock(place)
+    places = (place, *place.way)
+    locks = await _locks(*places)
     async with _at_lockd(place, socket) as (observer, lun):
         report = await observer.status()
-        inside = await _inside_mounts(place, lock.facts.lv_offset)
-        return explain(lock, report, lun, open_files=open_files(place), inside=inside)
+    told = await _ask_mounts(place)
+    found = [
+        explain(
+            lock,
+            report,
+            lun,
+            open_files=open_files(where),
+            inside=[line for host in told for line in inside_lines(*host, lock.facts.lv_offset)],
+        )
+        for where, lock in zip(places, locks, strict=True)
+    ]
+    if found[0].waits:
+        return found[0]
+    way = next((directory for directory in found[1:] if directory.waits), None)
+    return dataclasses.replace(found[0], way=way)
 
 
-async def _inside_mounts(place: Place, lv_offset: int) -> list[str]:
-    """What every mount of the LUN on this machine has to say of one lock."""
-    lines: list[str] = []
+async def _ask_mounts(place: Place) -> list[tuple[str, MountReport | None]]:
+    """Every mount of the LUN on this machine, and what it says of itself."""
+    told = []
     for entry in mounts_here():
-        if not entry.is_vmfs or entry.source != place.entry.source:
-            continue
-        record = read_record(entry)
-        name = f"{record.host} (pid {record.pid})" if record is not None else entry.mount_point
-        report = await ask_mount(entry)
-        if report is None:
-            lines.append(f"{name} does not say what goes on in it")
-        else:
-            lines += inside_lines(name, report, lv_offset)
-    return lines
+        if entry.is_vmfs and entry.source == place.entry.source:
+            record = read_record(entry)
+            name = f"{record.host} (pid {record.pid})" if record is not None else entry.mount_point
+            told.append((name, await ask_mount(entry)))
+    return told
 
 
-def inside_lines(name: str, report: MountReport, lv_offset: int) -> Iterator[str]:
+def inside_lines(name: str, report: MountReport | None, lv_offset: int) -> Iterator[str]:
     """Which operations of one host use a lock, and which wait for it."""
+    if report is None:
+        yield f"{name} does not say what goes on in it"
+        return
     for use in report.uses:
         if use.lv_offset == lv_offset and use.operations:
             yield f"{name} is at work on it: {', '.join(use.operations)}"
@@ -305,7 +330,7 @@ def inside_lines(name: str, report: MountReport, lv_offset: int) -> Iterator[str
 
 
 async def _history(place: Place, socket: str) -> list[AuditEntry]:
-    lock = await _lock(place)
+    (lock,) = await _locks(place)
     found: list[AuditEntry] = []
     async with _at_lockd(place, socket) as (observer, lun):
         before = 0
@@ -319,10 +344,13 @@ async def _history(place: Place, socket: str) -> list[AuditEntry]:
 
 
 async def _break(place: Place, socket: str, *, dry_run: bool) -> int:
-    lock = await _lock(place)
+    locks = await _locks(place, *place.way)
+    lock = _in_the_way(locks)
+    if lock is not locks[0] or not lock.holders:
+        click.echo(f"{locks[0].facts.what}: nobody who lives holds it")
     if not lock.holders:
-        click.echo(f"{lock.facts.what}: nobody who lives holds it")
         return 0
+    click.echo(f"{lock.facts.what}: {lock.facts.mode}")
     worst = 0
     async with _at_lockd(place, socket) as (observer, lun):
         for slot in lock.holders:
@@ -337,6 +365,18 @@ async def _break(place: Place, socket: str, *, dry_run: bool) -> int:
             click.echo(f"{who}: {word}: {answer.proof}")
             worst = max(worst, EXIT_STATUS[answer.result])
     return worst
+
+
+def _in_the_way(locks: Sequence[KnownLock]) -> KnownLock:
+    """The lock itself, or that of the nearest directory on the way there that is held exclusively.
+
+    Who has a directory exclusively may have what is new in it without a word in its lock record
+    (docs/decisions/014-claims.md).
+    """
+    if locks[0].holders:
+        return locks[0]
+    held = (lock for lock in locks if lock.holders and lock.facts.mode == "exclusive")
+    return next(held, locks[0])
 
 
 def _label(slot: Heartbeat) -> str:

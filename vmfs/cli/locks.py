@@ -65,18 +65,22 @@ def list_locks(*, target: Path, as_json: bool) -> None:
 def who(*, path: str, as_json: bool) -> None:
     """Say who holds the lock of PATH, a file or directory on a mounted volume.
 
-    Names the processes too that have it open, those of this machine.
+    Names the processes too that have it open, those of this machine. When nobody holds it, but a
+    host has a directory on the way there exclusively, that is shown: it may use what is new in it.
     """
     place = place_of(path)
-    found, users = run(_find_lock, place), open_files(place)
+    (found, *way), users = run(_find_lock_and_way, place), open_files(place)
+    above = next((lock for lock in way if lock.mode == "exclusive"), None)
     if as_json:
         facts = asdict(found) | {"open_files": [asdict(user) for user in users]}
         click.echo(json.dumps(facts, indent=2))
-    elif found.mode == "free":
-        click.echo(f"{path}: nobody holds it")
-    else:
-        for line in lock_lines([found], now=time.time()) + open_file_lines(users):
-            click.echo(line)
+        return
+    shown = [found]
+    if found.mode == "free":
+        click.echo(f"{path}: nobody holds it" + (", but:" if above is not None else ""))
+        shown = [above] if above is not None else []
+    for line in (lock_lines(shown, now=time.time()) if shown else []) + open_file_lines(users):
+        click.echo(line)
 
 
 @click.group(cls=VmfsGroup)
@@ -157,9 +161,13 @@ async def _find_locks(lun: Path) -> list[LockFacts]:
         return await find_locks(volume)
 
 
-async def _find_lock(place: Place) -> LockFacts:
+async def _find_lock_and_way(place: Place) -> list[LockFacts]:
+    """The lock of a path, then those of the directories on the way there, the nearest first."""
     async with _opened(place.lun) as volume:
-        return await lock_of_file(volume, await address_at(volume, place), place.absolute)
+        return [
+            await lock_of_file(volume, await address_at(volume, where), where.absolute)
+            for where in (place, *place.way)
+        ]
 
 
 async def _get_mode(lun: Path) -> str:

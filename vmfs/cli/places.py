@@ -43,6 +43,14 @@ class Place:
         """The path from the root of the volume."""
         return self.absolute[len(self.entry.mount_point.rstrip("/")) :] or "/"
 
+    @property
+    def way(self) -> "tuple[Place, ...]":
+        """The directories on the way to it, from the nearest one to the root of the volume."""
+        if self.inside == "/":
+            return ()
+        parent = Place(entry=self.entry, absolute=str(Path(self.absolute).parent))
+        return parent, *parent.way
+
 
 def place_of(path: str) -> Place:
     """Where `path` leads, by its text and the table of mounts alone.
