@@ -7,7 +7,7 @@ Block maps hold thousands of file block addresses, so those also come in bulk, a
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,39 +75,37 @@ class SbAddress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PbAddress:
+class _PointerBlockAddress:
+    """A pointer block of either level: they differ in the low digit alone."""
+
+    cluster: int
+    resource: int
+    cow: bool = False
+
+    KIND: ClassVar[AddressType]
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.cluster < _RESOURCE_CLUSTER_MAX, f"cluster {self.cluster}"
+        assert 0 <= self.resource < 16, f"resource {self.resource}"
+
+    def pack(self) -> int:
+        """The u32 as it stands on disk."""
+        cow = _OTHER_COW if self.cow else 0
+        return self.resource << 28 | self.cluster << 6 | cow | self.KIND
+
+
+class PbAddress(_PointerBlockAddress):
     """A pointer block."""
 
-    cluster: int
-    resource: int
-    cow: bool = False
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.cluster < _RESOURCE_CLUSTER_MAX, f"cluster {self.cluster}"
-        assert 0 <= self.resource < 16, f"resource {self.resource}"
-
-    def pack(self) -> int:
-        """The u32 as it stands on disk."""
-        cow = _OTHER_COW if self.cow else 0
-        return self.resource << 28 | self.cluster << 6 | cow | AddressType.PB
+    __slots__ = ()
+    KIND: ClassVar[AddressType] = AddressType.PB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pb2Address:
+class Pb2Address(_PointerBlockAddress):
     """A pointer block of the second level."""
 
-    cluster: int
-    resource: int
-    cow: bool = False
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.cluster < _RESOURCE_CLUSTER_MAX, f"cluster {self.cluster}"
-        assert 0 <= self.resource < 16, f"resource {self.resource}"
-
-    def pack(self) -> int:
-        """The u32 as it stands on disk."""
-        cow = _OTHER_COW if self.cow else 0
-        return self.resource << 28 | self.cluster << 6 | cow | AddressType.PB2
+    __slots__ = ()
+    KIND: ClassVar[AddressType] = AddressType.PB2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
