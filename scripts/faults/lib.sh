@@ -59,6 +59,7 @@ make_lun() { run vmfs mkfs "$work/lun" --label ds1 "$@" | sed '/^Next:/,$d'; mkd
 
 # Daemons get no descriptor 9: it is a user's open file, and stays open as long as anybody has it.
 start_lockd() {
+    : >"$work/lockd.log"  # what an earlier one said is no sign of this one
     lockd --lun ds1="$work/lun" --socket "$socket" --state "$work/state" >"$work/lockd.log" 2>&1 9>&- &
     pid[lockd]=$!
     await_line "$work/lockd.log" "lockd: ready" "${pid[lockd]}"
