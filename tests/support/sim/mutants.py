@@ -60,10 +60,12 @@ def _importers(original: object, name: str) -> list[tuple[str, object]]:
 MUTANTS: Final = (
     Mutant(
         "fence skipped",
-        "vmfs.locks.recovery",
-        "SlotRecovery._fence",
-        "    who = host_name(slot)\n",
-        "    return\n    who = host_name(slot)\n",
+        "lockd.machine.fencing",
+        "_kill",
+        "    if record.process != NO_PROCESS:\n",
+        "    proof = FenceAnswer(result=FenceResult.FENCED, proof='assumed')\n"
+        "    return turn.reply(session.id, request_id, proof)\n"
+        "    if record.process != NO_PROCESS:\n",
     ),
     Mutant(
         "token not raised",
@@ -91,8 +93,8 @@ MUTANTS: Final = (
         "lock given up without writing back",
         "vmfs.locks.giving",
         "Giving._weaken",
-        "        await self.hooks.revoke(entry.lock, to_mode)\n",
-        "        pass\n",
+        "    await self._revoke(entry.lock, to_mode)\n",
+        "",
     ),
     Mutant(
         "journal not emptied before a lock is given up",
