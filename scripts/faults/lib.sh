@@ -68,7 +68,7 @@ start_lockd() {
 
 mount_host() {
     local host=$1
-    mkdir -p "$work/$host"
+    mkdir -p "$work/$host"; : >"$work/$host.log"
     "${mount_command[@]}" mount "${lun_of[$host]:-$work/lun}" "$work/$host" --lockd "$socket" \
         --host "esx-$host" "${mount_options[@]}" >"$work/$host.log" 2>&1 9>&- &
     pid[$host]=$!
