@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from errno import ENOTCONN
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -121,9 +122,11 @@ def _look_at(request: MountRequest) -> None:
     directory = request.directory
     entry = mounted_at(mounts_here(), str(directory))
     if entry is not None and entry.is_vmfs:
+        state = (
+            "its process died; umount it" if _is_dead(directory) else "vmfs umount takes it away"
+        )
         raise InvalidArgument(
-            f"cannot mount on {directory}: {entry.source} is mounted there already "
-            "(vmfs umount takes it away)"
+            f"cannot mount on {directory}: {entry.source} is mounted there already ({state})"
         )
     if not request.options.nonempty and any(directory.iterdir()):
         click.echo(
@@ -131,6 +134,15 @@ def _look_at(request: MountRequest) -> None:
             "(-o nonempty says nothing)",
             err=True,
         )
+
+
+def _is_dead(mount_point: Path) -> bool:
+    """Whether nobody answers there any more. stat(2) may still be answered from a cache."""
+    try:
+        os.statvfs(mount_point)
+    except OSError as error:
+        return error.errno == ENOTCONN
+    return False
 
 
 async def _mount(request: MountRequest, announce: Announce) -> None:
