@@ -38,8 +38,10 @@ def clock(wall: float) -> str:
 
 
 def status_tables(report: StatusReport) -> list[Table]:
-    """LUNs, hosts, and who waits for whom (if anybody does)."""
+    """LUNs, hosts, and (if there is any) who waits for whom, and why no new host is let in."""
     tables = [_lun_table(report), _host_table(report)]
+    if report.state_full:
+        tables.append(Table(f"STATE FULL, no new host is let in: {report.state_full}"))
     if report.waits:
         tables.append(_wait_table(report))
     return tables

@@ -2,7 +2,7 @@
 
 from lockd.machine.asks import words_for
 from lockd.machine.turn import Turn
-from lockd.protocol.limits import STATUS_HOSTS_MAX, STATUS_WAITS_MAX
+from lockd.protocol.limits import STATUS_HOSTS_MAX, STATUS_WAITS_MAX, TEXT_SIZE_MAX
 from lockd.protocol.messages import (
     HostStatus,
     LunStatus,
@@ -24,6 +24,7 @@ def status(turn: Turn) -> StatusReport:
         luns=tuple(_lun(turn, lun) for lun in state.luns.values()),
         hosts=tuple(_host(turn, host) for host in hosts[:STATUS_HOSTS_MAX]),
         waits=_waits(turn)[:STATUS_WAITS_MAX],
+        state_full=state.store_full[:TEXT_SIZE_MAX],
     )
 
 

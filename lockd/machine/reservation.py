@@ -53,7 +53,8 @@ def reserve(turn: Turn, session: Session, request_id: int) -> None:
     if lun.reservation is not None:  # again, by its holder: GOOD (SPC-2)
         turn.reply(session.id, request_id, Good())
         return
-    turn.refuse_if_full()
+    # A full store is no reason to refuse: the LUN's one row is written again, and the host may want
+    # to give up a lock. Without that nothing would ever be released.
     out = [
         other
         for other in turn.state.hosts_of(lun.record.lun)

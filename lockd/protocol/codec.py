@@ -6,11 +6,12 @@
 
 `code` says which message (`CODES`), `request_id` which request a reply belongs to (0: a notice, no
 reply), the fields follow in the order of the dataclass. Nested records are arrays of their fields.
+Fields with a default stand last and may be left out: an earlier release did not know them.
 What is malformed raises `ProtocolError`, whatever it is: no other exception leaves `decode`.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
@@ -69,7 +70,7 @@ class ProtocolError(Exception):
 
 def encode(request_id: int, message: Message) -> bytes:
     """One whole frame, ready to be sent."""
-    names, _ = _PLANS[type(message)]
+    names, _, _ = _PLANS[type(message)]
     body = [_CODE_OF[type(message)], request_id]
     body += [getattr(message, name) for name in names]
     packed: bytes = msgpack.packb(body, default=_fields_of)
@@ -171,14 +172,14 @@ def _fields_of(record: object) -> list[Any]:
 
 def _build(kind: type[Record], values: list[Any]) -> Record:
     plan = _PLANS.get(kind)
-    names, decoders = plan if plan is not None else _plan(kind)
-    if len(values) != len(names):
+    names, decoders, needed = plan if plan is not None else _plan(kind)
+    if not needed <= len(values) <= len(names):
         raise ProtocolError(f"{kind.__name__} has {len(names)} fields, not {len(values)}")
     try:
         return kind(
             **{
                 name: decoder(value)
-                for name, decoder, value in zip(names, decoders, values, strict=True)
+                for name, decoder, value in zip(names, decoders, values, strict=False)
             }
         )
     except ValueError as error:
@@ -234,10 +235,12 @@ def _decoder_for(hint: Any) -> _Decoder:  # noqa: ANN401 - a type form
     return _nested(hint)
 
 
-def _plan(kind: type) -> tuple[tuple[str, ...], tuple[_Decoder, ...]]:
+def _plan(kind: type) -> tuple[tuple[str, ...], tuple[_Decoder, ...], int]:
+    """The fields, how each is read, and how many of them must be there."""
     hints = get_type_hints(kind)
     names = tuple(field.name for field in fields(kind))
-    return names, tuple(_decoder_for(hints[name]) for name in names)
+    needed = sum(field.default is MISSING for field in fields(kind))
+    return names, tuple(_decoder_for(hints[name]) for name in names), needed
 
 
 _CODE_OF: Final = MappingProxyType({kind: code for code, kind in CODES.items()})

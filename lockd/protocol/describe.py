@@ -40,8 +40,14 @@ def _message_row(code: int) -> tuple[str, ...]:
 
 def _fields(kind: type) -> str:
     hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    return ", ".join(f"{name} *{_type_name(hints[name])}*" for name in names) or "-"
+    return (
+        ", ".join(
+            f"{field.name} *{_type_name(hints[field.name])}*"
+            + ("" if field.default is dataclasses.MISSING else " (optional)")
+            for field in dataclasses.fields(kind)
+        )
+        or "-"
+    )
 
 
 def _type_name(hint: Any) -> str:  # noqa: ANN401 - a type form

@@ -360,6 +360,7 @@ class StatusReport:
     luns: tuple[LunStatus, ...]
     hosts: tuple[HostStatus, ...]
     waits: tuple[WaitStatus, ...]
+    state_full: str = ""  # why no new host is let in: there is no room to remember it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,9 +173,7 @@ class Engine:
     def _look_for_room(self) -> None:
         before, self.state.store_full = self.state.store_full, self._store.room()
         if self.state.store_full and not before:
-            log.error(
-                "no new host and no reservation until there is room: %s", self.state.store_full
-            )
+            log.error("no new host until there is room: %s", self.state.store_full)
         elif before and not self.state.store_full:
             log.warning("there is room for lockd's state again")
 

@@ -1,5 +1,6 @@
 """The commands lockd and lockctl: what they print, and what they end with."""
 
+import dataclasses
 import io
 import json
 import signal
@@ -86,6 +87,13 @@ def printed(status: StatusReport) -> str:
     for table in show.status_tables(status):
         console.print(table)
     return text.getvalue()
+
+
+def test_status_says_that_the_state_is_full() -> None:
+    full = dataclasses.replace(report(), state_full="no space for lockd's state")
+    assert "STATE FULL, no new host is let in: no space for lockd's state" in printed(full)
+    assert "FULL" not in printed(report())
+    assert show.plain(full)["state_full"] == "no space for lockd's state"  # type: ignore[index]
 
 
 # --- what is shown --------------------------------------------------------------------------------

@@ -317,3 +317,16 @@ def test_the_document_has_the_tables_of_the_code() -> None:
         path.write_text(text, encoding="utf-8")
         return
     assert tables_there.strip() == tables().strip()
+
+
+def test_fields_that_an_earlier_release_did_not_know_may_be_missing() -> None:
+    report = m.StatusReport(incarnation=1, uptime=2.0, sessions=3, luns=(), hosts=(), waits=())
+    body = [39, 7, 1, 2.0, 3, [], [], []]
+
+    assert decode(msgpack.packb(body)) == (7, report)
+    assert decode(msgpack.packb([*body, "full"]))[1] == dataclasses.replace(
+        report, state_full="full"
+    )
+    for wrong in (body[:-1], [*body, "full", 1], [*body, 1]):
+        with pytest.raises(ProtocolError):
+            decode(msgpack.packb(wrong))

@@ -9,7 +9,7 @@ import pytest
 
 from lockd.client import ErrorCode, FenceResult, Good, LockdRefused
 from lockd.protocol.terms import HostEnd
-from lockd.state import HostRecord
+from lockd.state import HostRecord, ReservationEnded, ReservationRecord
 from lockd.store import LmdbStore, MemoryStore, StoreError
 from tests.support.lockd import identity, memory_lockd
 from tests.support.mounts import can_mount
@@ -35,7 +35,7 @@ def record(number: int, **changes: object) -> HostRecord:
     return HostRecord(**{**values, **changes})  # type: ignore[arg-type]
 
 
-async def test_a_full_store_lets_nobody_in_and_grants_no_reservation() -> None:
+async def test_a_full_store_lets_nobody_in_and_those_inside_go_on() -> None:
     store = MemoryStore()
     async with memory_lockd(store=store) as lockd, lockd.connect("b") as b:
         process = lockd.process()
@@ -44,11 +44,12 @@ async def test_a_full_store_lets_nobody_in_and_grants_no_reservation() -> None:
             await b.unregister()  # the first commit after that finds it out
 
             with pytest.raises(LockdRefused, match="disk full") as caught:
-                await a.reserve()
-            assert caught.value.code is ErrorCode.STATE_FULL
-            with pytest.raises(LockdRefused, match="disk full"):
                 async with lockd.connect("c"):
                     pass
+            assert caught.value.code is ErrorCode.STATE_FULL
+            assert (await a.status()).state_full == FULL
+
+            assert await a.reserve() == Good()  # a lock is given up under a reservation, too
 
             written = await a.compare_and_write(1, bytes(512), b"x" * 512, durable=True, label="x")
             assert written == Good()
@@ -56,7 +57,8 @@ async def test_a_full_store_lets_nobody_in_and_grants_no_reservation() -> None:
             async with lockd.connect("a", process=process) as again:
                 assert again.adopted
                 store.full = ""
-                assert await again.reserve() == Good()
+                async with lockd.connect("c"):
+                    assert (await again.status()).state_full == ""
 
 
 async def test_a_full_store_still_fences() -> None:
@@ -83,6 +85,14 @@ def end_all(store: LmdbStore, count: int) -> None:
         store.commit([record(number, end=HostEnd.FENCED, blocked=True, proof="it has exited" * 4)])
 
 
+def reserve_and_release(store: LmdbStore, rounds: int) -> None:
+    """What a host does that changes locks in reservation mode. The pages are used again."""
+    held = ReservationRecord(lun="ds1", host_uuid=bytes(16), generation=1)
+    for _ in range(rounds):
+        store.commit([held])
+        store.commit([ReservationEnded(lun="ds1")])
+
+
 def test_lmdb_says_so_before_its_map_is_full(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path, state_size_max=512 << 10)
     store.start()
@@ -90,7 +100,9 @@ def test_lmdb_says_so_before_its_map_is_full(tmp_path: Path) -> None:
     count, reason = fill(store)
 
     assert "has reached its limit of 524288 bytes" in reason
+    reserve_and_release(store, 300)
     end_all(store, min(count, 20))
+    reserve_and_release(store, 20)
     store.close()
 
 
@@ -124,6 +136,7 @@ def test_lmdb_goes_on_when_others_have_filled_its_disk(small_disk: Path) -> None
     count, reason = fill(store)
 
     assert "No space left on device" in reason
+    reserve_and_release(store, 300)
     end_all(store, min(count, 20))
     (small_disk / "others").unlink()
     assert store.room() == ""
