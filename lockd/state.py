@@ -64,6 +64,8 @@ class LunRecord:
 
     lun: str
     generation: int  # the highest that was given out
+    rebuilding: bool = False  # hosts of a lost database may still be at work, unregistered
+    lost: int = 0  # generations up to this may be of a lost database: nobody knows whose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ A host that never registered here (lockd's database is new, the LUN is not) is j
 the LUN open for writing: nobody but registered hosts means that it cannot write.
 """
 
+from dataclasses import replace
+
 from lockd.machine.events import LunSearch, LunSearched
 from lockd.machine.turn import Refusal, Turn
 from lockd.protocol.messages import Fence, FenceAnswer, FencedNotice
@@ -20,7 +22,6 @@ from lockd.state import (
     FenceWait,
     Host,
     HostRecord,
-    LunRecord,
     ProcessId,
     Session,
 )
@@ -46,6 +47,10 @@ def fence(turn: Turn, session: Session, request_id: int, message: Fence) -> None
     record = host.record
     if message.generation > record.generation:
         text = f"{record} has generation {record.generation}; {message.generation} never was"
+        turn.reply(session.id, request_id, FenceAnswer(result=FenceResult.UNKNOWN, proof=text))
+    elif 0 < message.generation < record.generation and message.generation <= lun.record.lost:
+        # It may be this very start, registered anew; or one that is still a stranger.
+        text = f"generation {message.generation} was given by a lockd whose database was lost"
         turn.reply(session.id, request_id, FenceAnswer(result=FenceResult.UNKNOWN, proof=text))
     elif 0 < message.generation < record.generation:
         text = f"generation {message.generation} ended before {record.generation} was let in"
@@ -180,7 +185,7 @@ def _refuse_unknown(turn: Turn, wait: FenceWait, proof: str) -> None:
     if wait.key in turn.state.hosts:
         return  # an earlier start of a host that is known: the later start has taken its place
     lun = turn.lun(wait.key[0])
-    lun.record = LunRecord(lun=lun.record.lun, generation=lun.record.generation + 1)
+    lun.record = replace(lun.record, generation=lun.record.generation + 1)
     record = HostRecord(
         lun=wait.key[0],
         host_uuid=wait.key[1],

@@ -10,6 +10,8 @@ A new start of a host (new nonce) is let in only when the one before it has ende
 two generations of a host the older is dead. Generations count up per LUN (I2).
 """
 
+from dataclasses import replace
+
 from lockd.machine import asks, fencing, reservation
 from lockd.machine.turn import Refusal, Turn
 from lockd.protocol.limits import EARLIER_STARTS_MAX, HOSTS_ENDED_MAX, SESSIONS_MAX
@@ -20,7 +22,6 @@ from lockd.state import (
     HostForgotten,
     HostRecord,
     Lun,
-    LunRecord,
     ProcessId,
     RegisterWait,
     Session,
@@ -119,7 +120,7 @@ def pass_deadlines(turn: Turn) -> None:
 
 
 def _begin(turn: Turn, lun: Lun, session: Session, request_id: int, message: Register) -> None:
-    lun.record = LunRecord(lun=lun.record.lun, generation=lun.record.generation + 1)
+    lun.record = replace(lun.record, generation=lun.record.generation + 1)
     process = session.process
     before = turn.state.hosts.get((message.lun, message.host_uuid))
     record = HostRecord(

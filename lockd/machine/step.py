@@ -1,5 +1,7 @@
 """The entry to the machine: one event in, one outcome out."""
 
+from dataclasses import replace
+
 from lockd.machine import asks, fencing, nexus, report, reservation, silence
 from lockd.machine.events import (
     Event,
@@ -48,7 +50,7 @@ def step(state: State, event: Event, now: Moment) -> Outcome:  # noqa: C901 - a 
         case LunSearched():
             fencing.searched(turn, event)
         case StrangersSeen():
-            state.luns[event.lun].strangers = event.strangers
+            _strangers_seen(turn, event)
         case Tick():
             reservation.pass_deadlines(turn)
             fencing.pass_deadlines(turn)
@@ -120,6 +122,15 @@ def _dispatch(turn: Turn, session: Session, request_id: int, message: m.Request)
             turn.out.histories.append(reading)
         case m.Hello():
             _hello(turn, session, request_id, message)
+
+
+def _strangers_seen(turn: Turn, event: StrangersSeen) -> None:
+    """Who is at work and not registered; once it is nobody, the next lockd need not look."""
+    lun = turn.state.luns[event.lun]
+    lun.strangers = event.strangers
+    if lun.record.rebuilding and not event.strangers:
+        lun.record = replace(lun.record, rebuilding=False)
+        turn.keep(lun.record)
 
 
 def _compare_and_write(

@@ -6,11 +6,18 @@ I/O in flight. They have the LUN open for writing, which /proc shows. So a lockd
 on a LUN does not start while a process that it does not know has that open; and with `--rebuild` it
 starts, and grants no reservation before each of them has registered, or has ended.
 
-The time does not matter: a host that is stopped, and comes back an hour later, is waited for.
+The time does not matter: a host that is stopped, and comes back an hour later, is waited for; by
+the next lockd too, if this one is restarted meanwhile (`LunRecord.rebuilding`).
+
+Numbers must not come again (I2): session generations, and the incarnation, by which hosts tell
+whose questions they answer. How far the lost ones went nobody knows, so they go on from the seconds
+since 1970, which grow faster than hosts and lockds start. It is the one use of wall time: when the
+clock was set back by more than the lost database was old, numbers may come again.
 """
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +26,8 @@ import trio
 from lockd.machine import StrangersSeen
 from lockd.server.engine import Engine
 from lockd.server.processes import find_openers
-from lockd.state import State
+from lockd.state import Moment, Record, State
+from lockd.store import Store
 
 log = logging.getLogger("lockd.rebuild")
 
@@ -33,10 +41,22 @@ class DatabaseLost(Exception):
     """Processes are at work on a LUN on which this state directory knows nobody."""
 
 
+def numbers_above(now: Moment, *, rebuild: bool) -> int:
+    """What generations and incarnation must be above, although the database knows of none."""
+    return int(now.wall) if rebuild else 0
+
+
 def refuse_strangers(
-    state: State, paths: Mapping[str, Path], *, rebuild: bool, find: Find = find_openers
+    state: State,
+    store: Store,
+    paths: Mapping[str, Path],
+    *,
+    rebuild: bool,
+    find: Find = find_openers,
 ) -> tuple[str, ...]:
     """Look who has LUNs open on which nobody is known; keep reservations from them.
+
+    What the next lockd has to know of it, and the generations to begin with, are durable on return.
 
     Returns:
         The LUNs that are to be watched until their strangers have registered, or ended.
@@ -45,23 +65,36 @@ def refuse_strangers(
         DatabaseLost: there are some, and `rebuild` was not asked for.
     """
     watched = []
+    changed: list[Record] = []
+    above = numbers_above(state.started, rebuild=rebuild)
     for name, lun in state.luns.items():
-        if lun.record.generation and not rebuild:
+        if lun.record.generation and not (rebuild or lun.record.rebuilding):
             continue
         strangers, complete = find(paths[name], _known(state, name))
         if not complete:
             log.warning("lun=%s not every process could be looked at (not root?)", name)
-        if not strangers:
-            continue
-        if not rebuild:
+        if strangers and not (rebuild or lun.record.rebuilding):
             raise DatabaseLost(
                 f"LUN {name} is open for writing by {', '.join(strangers)}, and this state "
                 "directory knows nobody there. If they are hosts, and lockd's database was lost: "
                 "start it with --rebuild. Else end them first."
             )
-        lun.strangers = strangers
-        watched.append(name)
-        log.warning("no reservation before they have registered: lun=%s %s", name, strangers)
+        generation = max(lun.record.generation, above)
+        record = replace(
+            lun.record,
+            generation=generation,
+            rebuilding=bool(strangers),
+            lost=generation if rebuild else lun.record.lost,
+        )
+        if record != lun.record:
+            lun.record = record
+            changed.append(record)
+        if strangers:
+            lun.strangers = strangers
+            watched.append(name)
+            log.warning("no reservation before they have registered: lun=%s %s", name, strangers)
+    if changed:
+        store.commit(changed)
     return tuple(watched)
 
 

@@ -20,9 +20,9 @@ from lockd.server.engine import Engine
 from lockd.server.listener import accept, listening
 from lockd.server.lun import LunFile
 from lockd.server.processes import Processes, UnknownPeer
-from lockd.server.rebuild import refuse_strangers, watch_strangers
+from lockd.server.rebuild import numbers_above, refuse_strangers, watch_strangers
 from lockd.server.sessions import Sessions, log
-from lockd.state import NO_PROCESS, Moment, State, Timing
+from lockd.state import NO_PROCESS, Moment, Snapshot, State, Timing
 from lockd.store import LmdbStore, Store, set_aside_if_damaged
 
 
@@ -59,9 +59,11 @@ async def serve(
             set_aside_if_damaged(config.state)
         store = stack.enter_context(contextlib.closing(LmdbStore(config.state)))
         listener = stack.enter_context(listening(config.socket))
-        state = load_state(store, luns, config.timing, read_clocks())
+        now = read_clocks()
+        snapshot = store.start(above=numbers_above(now, rebuild=config.rebuild))
+        state = load_state(store, snapshot, luns, config.timing, now)
         paths = {name: lun.path for name, lun in luns.items()}
-        rebuilding = refuse_strangers(state, paths, rebuild=config.rebuild)
+        rebuilding = refuse_strangers(state, store, paths, rebuild=config.rebuild)
         async with trio.open_nursery() as nursery:
             sessions = Sessions(nursery, paths)
             engine = Engine(state, store, luns, sessions, read_clocks)
@@ -84,9 +86,10 @@ async def serve(
                 nursery.start_soon(sessions.serve, SocketLink(peer), process)
 
 
-def load_state(store: Store, luns: dict[str, LunFile], timing: Timing, now: Moment) -> State:
+def load_state(
+    store: Store, snapshot: Snapshot, luns: dict[str, LunFile], timing: Timing, now: Moment
+) -> State:
     """The state after a start of lockd; the start itself goes to the audit trail."""
-    snapshot = store.start()
     served = tuple((name, str(lun.path), lun.size) for name, lun in luns.items())
     state = State.load(snapshot, luns=served, timing=timing, now=now)
     state.audit_sequence += 1

@@ -14,8 +14,11 @@ class StoreError(Exception):
 class Store(Protocol):
     """Records by key, and an audit trail. Not for use from several threads."""
 
-    def start(self) -> Snapshot:
-        """Begin a new incarnation, durably, and give back what is kept."""
+    def start(self, *, above: int = 0) -> Snapshot:
+        """Begin a new incarnation, above the last one and `above`, and give back what is kept.
+
+        Durably.
+        """
         ...
 
     def commit(self, records: Sequence[Record]) -> None:

@@ -33,7 +33,8 @@ from lockd.store.base import StoreError
 log = logging.getLogger("lockd.store")
 
 SCHEMA: Final = 1
-"""Raised when a record changes its fields; what an older one means is said here then."""
+"""Raised when a record changes its fields, but for optional ones that are added at its end; what an
+older one means is said here then."""
 
 STATE_SIZE_MAX: Final = 64 << 20
 """1024 ended hosts per LUN at 300 bytes, many LUNs, and LMDB's copies while it commits."""
@@ -88,13 +89,14 @@ class LmdbStore:
         self._audit = _open_audit(directory / "audit.mdb")
         self._closed = False
 
-    def start(self) -> Snapshot:
-        """Begin a new incarnation, durably, and give back what is kept."""
+    def start(self, *, above: int = 0) -> Snapshot:
+        """Begin a new incarnation, above the last one and `above`, and give back what is kept."""
         with _explained("begin an incarnation"), self._state.begin(write=True) as txn:
             schema = _number(txn.get(b"schema", db=self._meta), SCHEMA)
             if schema != SCHEMA:
                 raise StoreError(f"the state was written in schema {schema}; this is {SCHEMA}")
-            incarnation = _number(txn.get(b"incarnation", db=self._meta), 0) + 1
+            last = _number(txn.get(b"incarnation", db=self._meta), 0)
+            incarnation = max(last, above) + 1
             txn.put(b"schema", str(SCHEMA).encode(), db=self._meta)
             txn.put(b"incarnation", str(incarnation).encode(), db=self._meta)
             hosts = self._read(txn, _HOSTS, HostRecord)

@@ -28,9 +28,9 @@ class MemoryStore:
         self._audit: list[AuditEntry] = []
         self.full = ""
 
-    def start(self) -> Snapshot:
-        """Begin a new incarnation, durably, and give back what is kept."""
-        self._incarnation += 1
+    def start(self, *, above: int = 0) -> Snapshot:
+        """Begin a new incarnation, above the last one and `above`, and give back what is kept."""
+        self._incarnation = max(self._incarnation, above) + 1
         return Snapshot(
             incarnation=self._incarnation,
             audit_sequence=self._audit[-1].sequence if self._audit else 0,

@@ -235,3 +235,4 @@ def test_the_database_is_lost_and_lockd_is_rebuilt_under_load(tmp_path: Path, da
         assert [(name, nonce) for name, _, nonce in before] == [
             (name, nonce) for name, _, nonce in after
         ]
+        assert min(new for _, new, _ in after) > max(old for _, old, _ in before)

@@ -7,9 +7,10 @@ import pytest
 
 from lockd.client import Conflict, FenceResult, Good
 from lockd.machine import StrangersSeen
-from lockd.server.rebuild import DatabaseLost, refuse_strangers, watch_strangers
-from lockd.store import LmdbStore, set_aside_if_damaged
-from tests.support.lockd import identity, memory_lockd, until
+from lockd.server.rebuild import DatabaseLost, numbers_above, refuse_strangers, watch_strangers
+from lockd.state import Moment
+from lockd.store import LmdbStore, MemoryStore, set_aside_if_damaged
+from tests.support.lockd import WALL, identity, memory_lockd, until
 
 PATHS = {"ds1": Path("/memory")}
 
@@ -29,19 +30,19 @@ async def test_strangers_on_a_lun_that_nobody_knows_are_refused() -> None:
     async with memory_lockd() as lockd:
         find = seen(("pid 7 (vmfs)",))
         with pytest.raises(DatabaseLost, match=r"pid 7 \(vmfs\).*--rebuild"):
-            refuse_strangers(lockd.state, PATHS, rebuild=False, find=find)  # type: ignore[arg-type]
+            refuse_strangers(lockd.state, lockd.store, PATHS, rebuild=False, find=find)  # type: ignore[arg-type]
 
 
 async def test_a_lun_with_nobody_on_it_starts_as_ever() -> None:
     async with memory_lockd() as lockd:
-        watched = refuse_strangers(lockd.state, PATHS, rebuild=False, find=seen(()))  # type: ignore[arg-type]
+        watched = refuse_strangers(lockd.state, lockd.store, PATHS, rebuild=False, find=seen(()))  # type: ignore[arg-type]
         assert watched == ()
 
 
 async def test_a_restart_with_the_database_does_not_look_for_strangers() -> None:
     async with memory_lockd() as lockd, lockd.connect("a"):
         find = seen(("pid 7 (qemu-img)",))
-        assert refuse_strangers(lockd.state, PATHS, rebuild=False, find=find) == ()  # type: ignore[arg-type]
+        assert refuse_strangers(lockd.state, lockd.store, PATHS, rebuild=False, find=find) == ()  # type: ignore[arg-type]
 
 
 async def test_no_reservation_before_the_last_stranger_has_registered_or_ended(
@@ -49,7 +50,7 @@ async def test_no_reservation_before_the_last_stranger_has_registered_or_ended(
 ) -> None:
     async with memory_lockd() as lockd, lockd.connect("a") as client:
         find = seen(("pid 7 (vmfs)", "pid 8 (vmfs)"), ("pid 8 (vmfs)",), ())
-        watched = refuse_strangers(lockd.state, PATHS, rebuild=True, find=find)  # type: ignore[arg-type]
+        watched = refuse_strangers(lockd.state, lockd.store, PATHS, rebuild=True, find=find)  # type: ignore[arg-type]
         assert watched == ("ds1",)
 
         conflict = await client.reserve()
@@ -60,6 +61,69 @@ async def test_no_reservation_before_the_last_stranger_has_registered_or_ended(
         await watch_strangers(lockd.engine, "ds1", PATHS["ds1"], find=find)  # type: ignore[arg-type]
         await until(lambda: not lockd.state.luns["ds1"].strangers)
         assert await client.reserve() == Good()
+
+
+async def test_the_next_lockd_waits_for_strangers_too(autojump_clock: object) -> None:
+    find = seen(("pid 7 (vmfs)",))
+    store = MemoryStore()
+    async with memory_lockd(store=store) as lockd:
+        refuse_strangers(lockd.state, store, PATHS, rebuild=True, find=find)  # type: ignore[arg-type]
+        async with lockd.connect("a"):
+            pass  # somebody is known now, which is no reason not to look
+    async with memory_lockd(store=store) as lockd:
+        refuse_strangers(lockd.state, store, PATHS, rebuild=False, find=find)  # type: ignore[arg-type]
+        async with lockd.connect("a", nonce=2) as client:
+            assert isinstance(await client.reserve(), Conflict)
+            await watch_strangers(lockd.engine, "ds1", PATHS["ds1"], find=seen(()))  # type: ignore[arg-type]
+            await until(lambda: not lockd.state.luns["ds1"].strangers)
+    async with memory_lockd(store=store) as lockd:
+        assert refuse_strangers(lockd.state, store, PATHS, rebuild=False, find=find) == ()  # type: ignore[arg-type]
+
+
+async def test_strangers_that_ended_while_lockd_was_away_are_forgotten() -> None:
+    store = MemoryStore()
+    async with memory_lockd(store=store) as lockd:
+        find = seen(("pid 7 (vmfs)",))
+        refuse_strangers(lockd.state, store, PATHS, rebuild=True, find=find)  # type: ignore[arg-type]
+    async with memory_lockd(store=store) as lockd:
+        refuse_strangers(lockd.state, store, PATHS, rebuild=False, find=seen(()))  # type: ignore[arg-type]
+    assert not store.start().luns[0].rebuilding
+
+
+async def test_generations_go_on_above_those_of_the_lost_database() -> None:
+    store = MemoryStore()
+    async with memory_lockd() as lockd, lockd.connect("a") as a:
+        before = a.generation
+    async with memory_lockd(store=store) as lockd:
+        refuse_strangers(lockd.state, store, PATHS, rebuild=True, find=seen(()))  # type: ignore[arg-type]
+    async with memory_lockd(store=store) as lockd:  # nobody came before it was restarted
+        async with lockd.connect("a") as a:
+            assert a.generation == WALL + 1 > before
+        refuse_strangers(lockd.state, store, PATHS, rebuild=True, find=seen(()))  # type: ignore[arg-type]
+        async with lockd.connect("a", nonce=2) as a:
+            assert a.generation == WALL + 2, "never down, by a second rebuild neither"
+
+
+async def test_a_generation_of_the_lost_database_proves_nothing() -> None:
+    """It may be the start that has just registered anew, and is alive."""
+    async with memory_lockd() as lockd:
+        refuse_strangers(lockd.state, lockd.store, PATHS, rebuild=True, find=seen(()))  # type: ignore[arg-type]
+        async with lockd.connect("a") as a, lockd.connect("b") as b:
+            uuid = identity("b").host_uuid
+            assert (await a.fence(uuid, generation=2)).result is FenceResult.UNKNOWN
+            assert not lockd.sessions.killed
+            assert (await a.fence(uuid, generation=b.generation)).result is FenceResult.FENCED
+
+
+@pytest.mark.parametrize("kind", ["memory", "lmdb"])
+def test_the_incarnation_goes_on_above_that_of_the_lost_database(kind: str, tmp_path: Path) -> None:
+    store = MemoryStore() if kind == "memory" else LmdbStore(tmp_path)
+    above = numbers_above(Moment(5.0, WALL), rebuild=True)
+    assert store.start(above=above).incarnation == WALL + 1
+    assert store.start().incarnation == WALL + 2
+    assert store.start(above=above).incarnation == WALL + 3
+    assert numbers_above(Moment(5.0, WALL), rebuild=False) == 0
+    store.close()
 
 
 async def test_strangers_do_not_take_a_reservation_away() -> None:
