@@ -47,7 +47,7 @@ NO_PROCESS: Final = ProcessId(0, 0, "")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How long lockd waits for others. Seconds."""
+    """How long lockd waits for others, unless they said otherwise themselves. Seconds."""
 
     recall: float = 10.0  # for a permit: the time after which a host that hangs has stopped itself
     fence: float = 5.0  # for an exit after SIGKILL: 0.1 ms is usual, more means stuck in the kernel
@@ -85,6 +85,8 @@ class HostRecord:
     blocked: bool  # on the blocklist: nothing this generation says is heard any more
     proof: str  # why lockd is sure that it ended
     earlier_nonces: tuple[int, ...] = ()  # of starts before this one, which all ended; newest first
+    recall_ms: int = 0  # its own pace, as `Register` says it; 0: as lockd is set
+    lease_ms: int = 0
 
     @property
     def key(self) -> HostKey:
@@ -332,6 +334,14 @@ class State:
     def hosts_of(self, lun: str) -> list[Host]:
         """Every host that is known on a LUN."""
         return [host for host in self.hosts.values() if host.record.lun == lun]
+
+    def recall_of(self, host: Host) -> float:
+        """How long others wait for its permit, seconds."""
+        return host.record.recall_ms / 1000 or self.timing.recall
+
+    def lease_of(self, host: Host) -> float:
+        """How long it may hold up others without a word, seconds."""
+        return host.record.lease_ms / 1000 or self.timing.lease
 
     def name_of(self, key: HostKey) -> str:
         """What to call a host."""

@@ -72,6 +72,11 @@ def register(turn: Turn, session: Session, request_id: int, message: Register) -
             raise Refusal(ErrorCode.FENCED, f"{host.record} was fenced")
         if host.record.process == session.process:
             _adopt(turn, lun, host, session, request_id)
+            if (host.record.recall_ms, host.record.lease_ms) != (
+                message.recall_ms,
+                message.lease_ms,
+            ):
+                turn.change(host, recall_ms=message.recall_ms, lease_ms=message.lease_ms)
             return
     turn.begin_wait(session)
     now = turn.now.boot
@@ -137,6 +142,8 @@ def _begin(turn: Turn, lun: Lun, session: Session, request_id: int, message: Reg
         blocked=False,
         proof="",
         earlier_nonces=_nonces_of(before)[:EARLIER_STARTS_MAX],
+        recall_ms=message.recall_ms,
+        lease_ms=message.lease_ms,
     )
     host = Host(record, session.id, PermitState.RETURNED, turn.now.boot)
     turn.state.hosts.pop(record.key, None)  # to the end of the order: forgotten last

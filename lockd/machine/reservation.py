@@ -66,7 +66,7 @@ def reserve(turn: Turn, session: Session, request_id: int) -> None:
         session=session.id,
         request_id=request_id,
         since=turn.now.boot,
-        deadline=turn.now.boot + turn.state.timing.recall,
+        deadline=turn.now.boot + max((turn.state.recall_of(other) for other in out), default=0.0),
         missing={other.record.host_uuid for other in out},
     )
     for other in out:
@@ -105,9 +105,9 @@ def reset(turn: Turn, session: Session, request_id: int, name: str) -> None:
         turn.reply(session.id, request_id, Good())
         return
     reservation.reset = True
-    lun.resetting.append(
-        Resetting(session.id, request_id, turn.now.boot + turn.state.timing.recall)
-    )
+    holder = turn.state.hosts[name, reservation.holder]
+    deadline = turn.now.boot + turn.state.recall_of(holder)
+    lun.resetting.append(Resetting(session.id, request_id, deadline))
     lose(turn, lun, f"the LUN was reset by {who}", Attention.RESET)
 
 

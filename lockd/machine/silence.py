@@ -4,7 +4,7 @@ While one host has the LUN reserved, nobody else can beat, so no other host may 
 does, from its last word. So it does with a host that was told to return its permit. Any message of
 the host counts, a heartbeat among them; nobody is judged while nobody waits for it.
 
-    reservation granted, or permit recalled ──silent for timing.lease──► blocklist ──► SIGKILL
+    reservation granted, or permit recalled ──silent for its lease──► blocklist ──► SIGKILL
         ──exit seen──► nexus lost, reservation over, permit back (`nexus.process_exited`)
 
 Only a host whose process is known is fenced: without the proof nothing would go on.
@@ -19,14 +19,14 @@ from lockd.state import NO_PROCESS, Host, State
 
 def deadlines(state: State) -> Iterator[float]:
     """When a lease of silence ends, for each host that is waited for."""
-    return (since + state.timing.lease for _, since, _ in _awaited(state))
+    return (since + state.lease_of(host) for host, since, _ in _awaited(state))
 
 
 def pass_deadlines(turn: Turn) -> None:
     """Fence those that have been silent for a lease."""
-    lease, now = turn.state.timing.lease, turn.now.boot
     for host, since, what in list(_awaited(turn.state)):
-        if since + lease <= now and _can_be_fenced(host):  # it may be waited for twice
+        lease = turn.state.lease_of(host)
+        if since + lease <= turn.now.boot and _can_be_fenced(host):  # it may be waited for twice
             fencing.begin(turn, host, "lockd", why=f"{what}, and has been silent for {lease:g} s")
 
 

@@ -62,6 +62,12 @@ HISTORY_COUNT_MAX: Final = 500
 AUDIT_ENTRIES_MAX: Final = 100_000
 """Audit entries kept; about 30 MB, some weeks of a quiet cluster. The oldest go first."""
 
+PACE_MS_MIN: Final = 100
+"""The shortest lease or recall that a host may ask for: below it a busy machine is a dead one."""
+
+PACE_MS_MAX: Final = 300_000
+"""And the longest, five minutes: for so long one host may hold up all others without a word."""
+
 LOCK_BYTE: Final = 1 << 62
 """The byte of a LUN on which the lockd that serves it holds an OFD lock: far beyond any LUN, so
 that nobody else's locks on ranges of it (qemu's) are met. Who overwrites a LUN looks for it."""

@@ -18,6 +18,8 @@ from lockd.protocol.limits import (
     HISTORY_COUNT_MAX,
     LABEL_SIZE_MAX,
     NAME_SIZE_MAX,
+    PACE_MS_MAX,
+    PACE_MS_MIN,
     PAYLOAD_SIZE_MAX,
 )
 from lockd.protocol.terms import AnswerKind as AnswerKind
@@ -47,6 +49,11 @@ def _check_u64(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}, not a number of 64 bits")
 
 
+def _check_pace(name: str, value: int) -> None:
+    if value and not PACE_MS_MIN <= value <= PACE_MS_MAX:
+        raise ValueError(f"{name} is {value}, not 0 nor {PACE_MS_MIN} to {PACE_MS_MAX}")
+
+
 # --- requests -------------------------------------------------------------------------------------
 
 
@@ -68,18 +75,26 @@ class Register:
 
     The same uuid and nonce again means the same start of the host: it is adopted with its
     generation. A new nonce is a new start: the old one must have ended (or be fenced) first.
+
+    A host that keeps another pace than lockd is set to says so: `recall_ms`, after which it has
+    stopped its own I/O if it hangs, and so how long a RESERVE waits for its permit; `lease_ms`,
+    after which it may be fenced if it is silent while it holds up others. 0: as lockd is set.
     """
 
     lun: str
     host_uuid: bytes  # 16 bytes, kept across mounts of the same machine and mount point
     name: str  # what people call it
     nonce: int  # drawn fresh at every start
+    recall_ms: int = 0
+    lease_ms: int = 0
 
     def __post_init__(self) -> None:
         _check_text("lun", self.lun, NAME_SIZE_MAX)
         _check_uuid("host_uuid", self.host_uuid)
         _check_text("name", self.name, NAME_SIZE_MAX)
         _check_u64("nonce", self.nonce)
+        _check_pace("recall_ms", self.recall_ms)
+        _check_pace("lease_ms", self.lease_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

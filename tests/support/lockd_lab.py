@@ -115,11 +115,21 @@ class Lab:
             self.ask(name, Hello(version=PROTOCOL_VERSION, software="test"))
         return session
 
-    def register(self, name: str, *, lun: str = "ds1", nonce: int = 1) -> Message | None:
+    def register(
+        self, name: str, *, lun: str = "ds1", nonce: int = 1, recall_ms: int = 0, lease_ms: int = 0
+    ) -> Message | None:
         """Register as the host of that name."""
         host = identity(name)
         return self.ask(
-            name, Register(lun=lun, host_uuid=host.host_uuid, name=host.name, nonce=nonce)
+            name,
+            Register(
+                lun=lun,
+                host_uuid=host.host_uuid,
+                name=host.name,
+                nonce=nonce,
+                recall_ms=recall_ms,
+                lease_ms=lease_ms,
+            ),
         )
 
     def host(self, name: str, *, pid: int | None = None, nonce: int = 1) -> int:

@@ -2,6 +2,7 @@
 
     esx1 connects                      a new process
     esx1 registers [nonce N]           as the host of that name, on ds1
+    esx1 registers recall MS lease MS  the same, with a pace of its own
     esx1 writes LBA OLD NEW [durable] [label TEXT]     compare-and-write; a block is one character
     esx1 reserves | releases | leaves | returns | hangs up | comes back | exits
     esx1 asks esx2 WHAT LBA [label TEXT]
@@ -51,6 +52,8 @@ def _obey(lab: Lab, words: list[str]) -> None:  # noqa: C901 - a table
             lab.register(who)
         case [who, "registers", "nonce", nonce]:
             lab.register(who, nonce=int(nonce))
+        case [who, "registers", "recall", recall, "lease", lease]:
+            lab.register(who, recall_ms=int(recall), lease_ms=int(lease))
         case [who, "hangs", "up"]:
             lab.hang_up(who)
         case [who, "comes", "back"]:

@@ -38,6 +38,8 @@ def values(hint: Any, name: str) -> st.SearchStrategy[Any]:
         "expected": st.binary(min_size=512, max_size=512),
         "new": st.binary(min_size=512, max_size=512),
         "count": st.integers(1, limits.HISTORY_COUNT_MAX),
+        "recall_ms": st.just(0) | st.integers(limits.PACE_MS_MIN, limits.PACE_MS_MAX),
+        "lease_ms": st.just(0) | st.integers(limits.PACE_MS_MIN, limits.PACE_MS_MAX),
     }
     if name in fixed:
         return fixed[name]
@@ -317,6 +319,21 @@ def test_the_document_has_the_tables_of_the_code() -> None:
         path.write_text(text, encoding="utf-8")
         return
     assert tables_there.strip() == tables().strip()
+
+
+@pytest.mark.parametrize("pace", [-1, 1, 99, 300_001, 2**63, 0.8, float("nan"), True, None, "800"])
+@pytest.mark.parametrize("field", ["recall_ms", "lease_ms"])
+def test_a_host_without_a_sane_pace_is_refused(field: str, pace: object) -> None:
+    paces = [pace, 800] if field == "recall_ms" else [400, pace]
+    with pytest.raises(ProtocolError):
+        decode(packed(2, 1, "ds1", bytes(16), "esx1", 1, *paces))
+
+
+def test_a_host_without_a_pace_of_its_own_may_say_nothing_of_it() -> None:
+    _, register = decode(packed(2, 1, "ds1", bytes(16), "esx1", 1))
+    assert register == m.Register(
+        lun="ds1", host_uuid=bytes(16), name="esx1", nonce=1, recall_ms=0, lease_ms=0
+    )
 
 
 def test_fields_that_an_earlier_release_did_not_know_may_be_missing() -> None:

@@ -151,3 +151,52 @@ def test_after_a_restart_silence_is_counted_anew() -> None:
     assert lab.killed == []
     lab.wait(1.1)
     assert len(lab.killed) == 1
+
+
+def test_host_with_a_lease_of_its_own_is_judged_by_that() -> None:
+    lab = hosts("esx2")
+    lab.connect("esx1")
+    lab.register("esx1", recall_ms=400, lease_ms=800)
+    lab.ask("esx1", m.Reserve())
+    give_back(lab, "esx2")
+    lab.wait(0.7)
+    assert lab.killed == []
+    lab.wait(0.2)
+    assert lab.killed == [lab.processes["esx1"]]
+    assert any("has been silent for 0.8 s" in line for line in lab.log)
+
+
+def test_a_restarted_lockd_knows_the_lease_of_a_host() -> None:
+    lab = Lab()
+    lab.connect("esx1")
+    lab.register("esx1", recall_ms=100_000, lease_ms=200_000)
+    lab.ask("esx1", m.Reserve())
+    lab.restart()
+    lab.wait(199)
+    assert lab.killed == []
+    lab.wait(2)
+    assert lab.killed == [lab.processes["esx1"]]
+
+
+def test_the_pace_of_a_host_is_what_it_said_last() -> None:
+    lab = Lab()
+    lab.connect("esx1")
+    lab.register("esx1")
+    lab.hang_up("esx1")
+    lab.connect("esx1", pid=lab.processes["esx1"].pid)
+    lab.register("esx1", recall_ms=400, lease_ms=800)
+    lab.ask("esx1", m.Reserve())
+    lab.wait(0.9)
+    assert lab.killed == [lab.processes["esx1"]]
+
+
+def test_reserve_waits_for_the_slowest_of_those_whose_permits_are_out() -> None:
+    lab = hosts("esx1")
+    for name, recall in (("esx2", 400), ("esx3", 700)):
+        lab.connect(name)
+        lab.register(name, recall_ms=recall, lease_ms=100_000)
+    lab.ask("esx1", m.Reserve())
+    lab.wait(0.6)
+    assert lab.reply("esx1") is None
+    lab.wait(0.2)
+    assert isinstance(lab.reply("esx1"), m.Conflict)
