@@ -10,6 +10,7 @@ the LUN's descriptor: a host must use neither.
 
 import contextlib
 import errno
+import logging
 import os
 import select
 import signal
@@ -22,9 +23,18 @@ from typing import Final
 
 import trio
 
+from lockd.server.fuse_abort import abort_connections
 from lockd.state import ProcessId
 
+log = logging.getLogger("lockd")
+
 SO_PEERPIDFD: Final = 77  # asm-generic/socket.h; not in Python's socket module yet
+
+LINGER_SECONDS: Final = 0.5
+"""How long a process may take to end by SIGKILL before its FUSE connections are aborted. An exit
+takes milliseconds; one that waits for its disk takes longer, and loses nothing by the abort."""
+
+ABORTS_MAX: Final = 4  # threads; one that hangs holds up no other work
 
 ExitSeen = Callable[[ProcessId, str], None]
 
@@ -56,6 +66,8 @@ class Processes:
         self._exit_seen = exit_seen
         self._boot_id = boot_id()
         self._pidfds: dict[ProcessId, int] = {}
+        self._lingering: set[ProcessId] = set()
+        self._aborts = trio.CapacityLimiter(ABORTS_MAX)
 
     def identify(self, peer: socket.socket) -> ProcessId:
         """The process at the other end of a connection, watched from now on.
@@ -95,7 +107,10 @@ class Processes:
         return ""
 
     def kill(self, process: ProcessId) -> str:
-        """Send SIGKILL. Returns why it could not be sent, or ""; the exit is told separately."""
+        """Send SIGKILL. Returns why it could not be sent, or ""; the exit is told separately.
+
+        Who does not end by it has its FUSE connections aborted: it may wait for its own mount.
+        """
         if process.pid == os.getpid():
             return "it is lockd's own process"
         pidfd = self._pidfds.get(process)
@@ -107,7 +122,20 @@ class Processes:
             return ""
         except OSError as error:
             return error.strerror or str(error)
+        if process not in self._lingering:
+            self._lingering.add(process)
+            self._nursery.start_soon(self._abort_if_it_lingers, process)
         return ""
+
+    async def _abort_if_it_lingers(self, process: ProcessId) -> None:
+        await trio.sleep(LINGER_SECONDS)
+        if process in self._pidfds:
+            aborted = await trio.to_thread.run_sync(
+                abort_connections, process.pid, abandon_on_cancel=True, limiter=self._aborts
+            )
+            what = ", ".join(aborted) or "nothing: it serves no FUSE mount that lockd can tell"
+            log.warning("pid %d does not end by SIGKILL; aborted %s", process.pid, what)
+        self._lingering.discard(process)
 
     def close(self) -> None:
         """Watch no more."""
