@@ -23,6 +23,7 @@ from typing import Final
 
 import trio
 
+from lockd.server import statx
 from lockd.server.fuse_abort import abort_connections
 from lockd.state import ProcessId
 
@@ -202,20 +203,15 @@ def find_openers(path: Path, known: frozenset[int]) -> tuple[tuple[str, ...], bo
     return tuple(strangers), complete
 
 
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    if stat.S_ISBLK(status.st_mode):
-        return 0, status.st_rdev
-    return status.st_dev, status.st_ino
-
-
 def _has_open(process: Path, target: os.stat_result) -> bool:
     """Whether it has a descriptor of the file that can write.
 
     A `stat` through a descriptor is a question to the filesystem it is on; one of our own mounts
-    may be dead, or wait for this very lockd. So only those are asked that can be it by what the
-    kernel knows (`ino`, since Linux 5.14; a block device has many).
+    may be dead, or wait for this very lockd. So it is `statx.identity`, which asks the kernel only;
+    and first the `ino` of fdinfo, since Linux 5.14 (a block device has many).
     """
     anywhere = stat.S_ISBLK(target.st_mode)
+    wanted = (0, target.st_rdev) if anywhere else (target.st_dev, target.st_ino)
     for descriptor in (process / "fd").iterdir():
         try:
             info = (process / "fdinfo" / descriptor.name).read_text(encoding="ascii")
@@ -224,7 +220,7 @@ def _has_open(process: Path, target: os.stat_result) -> bool:
             inode = next(_values(info, "ino:"), str(target.st_ino))
             if not anywhere and inode != str(target.st_ino):
                 continue
-            if _identity(descriptor.stat()) == _identity(target):
+            if statx.identity(descriptor) == wanted:
                 return True
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTCONN):  # closed; a dead FUSE mount

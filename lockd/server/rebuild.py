@@ -106,7 +106,9 @@ async def watch_strangers(
     while before:
         await trio.sleep(LOOK_SECONDS)
         try:
-            strangers, _ = await trio.to_thread.run_sync(find, path, _known(engine.state, name))
+            strangers, _ = await trio.to_thread.run_sync(
+                find, path, _known(engine.state, name), abandon_on_cancel=True
+            )
         except OSError as error:
             log.warning("search for openers failed: lun=%s error=%s", name, error)
             continue

@@ -96,7 +96,9 @@ class Sessions:
     async def _search(self, search: LunSearch) -> None:
         path = self._paths[search.lun]
         try:
-            strangers, complete = await trio.to_thread.run_sync(find_openers, path, search.known)
+            strangers, complete = await trio.to_thread.run_sync(
+                find_openers, path, search.known, abandon_on_cancel=True
+            )
         except OSError as error:
             log.warning("search for openers failed: lun=%s error=%s", search.lun, error)
             strangers, complete = (), False

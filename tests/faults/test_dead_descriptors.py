@@ -3,6 +3,8 @@
 import os
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lockd.server.processes import find_openers
+from tests.support.loop import loop_device, needs_loop
 from tests.support.mounts import Datastore, datastore
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("private_mounts")]
@@ -50,3 +53,31 @@ def test_descriptor_on_a_mount_that_does_not_answer_is_not_asked(tmp_path):
 
         assert f"pid {ds.a.pid} " in found
         assert f"pid {pid} " not in found
+
+
+@needs_loop
+def test_nor_is_it_asked_who_has_a_block_device_open(tmp_path):
+    image = tmp_path / "device.img"
+    image.write_bytes(bytes(1 << 20))
+    with (
+        loop_device(image) as node,
+        datastore(tmp_path, hosts=("a",)) as ds,
+        process_with(ds.a.path / "disk") as pid,
+        process_with(node) as opener,
+    ):
+        time.sleep(1.1)  # what the kernel may still answer for the mount is then out of date
+        os.kill(ds.a.pid, signal.SIGSTOP)
+        end = threading.Timer(5, os.kill, (ds.a.pid, signal.SIGCONT))
+        end.start()
+        try:
+            begun = time.monotonic()
+            strangers, _ = find_openers(node, frozenset())
+            took = time.monotonic() - begun
+        finally:
+            end.cancel()
+            os.kill(ds.a.pid, signal.SIGCONT)
+
+        found = "; ".join(strangers)
+        assert f"pid {opener} " in found
+        assert f"pid {pid} " not in found
+        assert took < 4
