@@ -26,6 +26,7 @@ from typing import Final
 import trio
 
 from lockd.client import observe
+from tests.support.doctored_mount import NO_PACE
 from tests.support.mounts import Datastore, Mount, datastore, enter_private_namespace
 from vmfs.units import MIB
 
@@ -210,7 +211,8 @@ def experiment(mode: str, *, hosts: int, seconds: float) -> Run:
             lockd_options=lockd_options,
         ) as ds,
     ):
-        victim, *others = ds.hosts.values()
+        others = list(ds.hosts.values())[1:]
+        victim = ds.mount(names[0], doctored=NO_PACE)  # frozen for as long as lockd is told
         pullers = [victim, others[-1]] if mode == "reservation" else []
         with load(others, run.done), metadata_storm(victim) as path, tug_of_war(pullers):
             time.sleep(AROUND_SECONDS)

@@ -73,6 +73,8 @@ class HostIdentity:
     host_uuid: bytes  # 16 bytes, kept across mounts of the same machine and mount point
     name: str
     nonce: int  # drawn fresh at every start; the same again means: I am that same process
+    recall_ms: int = 0  # its own pace, as `Register` has it; 0: what lockd is set to
+    lease_ms: int = 0
 
 
 Event = Asked | PermitRecalled | PermitGranted | UnitAttention | FencedNotice | EventNotice | Lost
@@ -346,6 +348,8 @@ class LockClient(Observer):
                 host_uuid=self.host.host_uuid,
                 name=self.host.name,
                 nonce=self.host.nonce,
+                recall_ms=self.host.recall_ms,
+                lease_ms=self.host.lease_ms,
             ),
             Registered,
         )

@@ -141,13 +141,12 @@ def test_hosts_that_want_nothing_of_the_stopped_one_never_notice(tmp_path: Path)
 
 
 RESERVING = ("--lock-mode", "reservation")
-FAST_LOCKD = ("--recall-seconds", "0.4", "--lease-seconds", str(LEASE))
 
 
 def test_stopped_host_holds_up_all_reservations_only_until_lockd_has_fenced_it(
     tmp_path: Path,
 ) -> None:
-    with datastore(tmp_path, hosts=("a", "b"), mkfs=RESERVING, lockd_options=FAST_LOCKD) as ds:
+    with datastore(tmp_path, hosts=("a", "b"), mkfs=RESERVING) as ds:
         write_synced(ds.a.path / "synced", b"from a")
         ds.a.process.send(signal.SIGSTOP)
         before = time.monotonic()
@@ -161,7 +160,7 @@ def test_stopped_host_holds_up_all_reservations_only_until_lockd_has_fenced_it(
 
 
 def test_busy_hosts_in_reservation_mode_are_never_fenced(tmp_path: Path) -> None:
-    with datastore(tmp_path, hosts=("a", "b"), mkfs=RESERVING, lockd_options=FAST_LOCKD) as ds:
+    with datastore(tmp_path, hosts=("a", "b"), mkfs=RESERVING) as ds:
         for number in range(20):
             write_synced(ds.a.path / f"a{number}", b"a" * 200_000)
             write_synced(ds.b.path / f"b{number}", b"b" * 200_000)

@@ -1,4 +1,4 @@
-"""`vmfs mount` with one of the rules of `vmfs.fuse.kernel_cache` broken on purpose.
+"""`vmfs mount` with one of its rules broken on purpose, most of `vmfs.fuse.kernel_cache`.
 
     python -m tests.support.doctored_mount FAULT mount ...
 
@@ -10,8 +10,11 @@ from typing import Final
 
 from vmfs.cli.main import main
 from vmfs.fuse import kernel_cache, notify
+from vmfs.volume import lockd_session
 
 FAULTS: Final = ("attributes are kept", "names are kept", "pages are kept", "no lock is needed")
+
+NO_PACE: Final = "no pace is said"  # lockd judges this mount by its own --lease-seconds then
 
 
 def doctor(fault: str) -> None:
@@ -25,6 +28,8 @@ def doctor(fault: str) -> None:
         cache.has_pages_of = lambda self, address, tenure: True  # type: ignore[method-assign]
     elif fault == "no lock is needed":
         kernel_cache.seconds = lambda *, seen, now: kernel_cache.UNLIMITED
+    elif fault == NO_PACE:
+        lockd_session.pace_of = lambda timing: (0, 0)
     else:
         raise ValueError(fault)
 

@@ -162,14 +162,13 @@ async def _open_and_serve(request: MountRequest, announce: Announce, stopping: "
     """The volume is open for exactly as long as the mount is there."""
     options = request.options
     host = this_host(options.host)
+    timing = _TIMINGS[options.profile]
     session = None
     if options.lockd is not None:
         await wait_for_lockd(options.lockd)
         lun_name = options.lun_name or await name_of_lun(options.lockd, request.lun)
-        session = unix_lockd(options.lockd, host, lun_name)
-    wanted = VolumeOptions(
-        read_only=options.read_only, io=options.io, timing=_TIMINGS[options.profile]
-    )
+        session = unix_lockd(options.lockd, host, lun_name, timing)
+    wanted = VolumeOptions(read_only=options.read_only, io=options.io, timing=timing)
     async with _name_taken_explained(), Volume.open(request.lun, wanted, lockd=session) as volume:
         if volume.read_only and not options.read_only:
             log.warning("mounting read-only: %s", volume.read_only_reason)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -31,9 +31,22 @@ class LockdSession:
     connect: Dial
 
 
-def unix_lockd(socket_path: str | Path, host: HostIdentity, lun: str) -> LockdSession:
-    """The session with the lockd that listens at `socket_path` and serves `lun`."""
+def unix_lockd(
+    socket_path: str | Path, host: HostIdentity, lun: str, timing: Timing | None = None
+) -> LockdSession:
+    """The session with the lockd that listens at `socket_path` and serves `lun`.
+
+    `timing`: by which lockd waits for this host and judges it; None: as lockd is set.
+    """
+    if timing is not None:
+        recall_ms, lease_ms = pace_of(timing)
+        host = replace(host, recall_ms=recall_ms, lease_ms=lease_ms)
     return LockdSession(host=host, connect=partial(_connect, socket_path, host, lun))
+
+
+def pace_of(timing: Timing) -> tuple[int, int]:
+    """When a host that hangs has stopped its own I/O, and when it may be fenced. Milliseconds."""
+    return round(timing.stop * 1000), round(timing.lease * 1000)
 
 
 def _connect(
