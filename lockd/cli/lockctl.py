@@ -1,10 +1,11 @@
 """The command `lockctl`: look at lockd, and tell it to reset or to fence."""
 
+import functools
 import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
 import click
 import trio
@@ -27,6 +28,7 @@ from lockd.protocol.limits import HISTORY_COUNT_MAX
 from lockd.protocol.messages import HostStatus
 
 Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
 
 EPILOG = """\b
 Exit status: 0 done; 1 failed, or lockd cannot be reached; 2 wrong usage.
@@ -41,19 +43,33 @@ EVENTS_BUFFERED_MAX: Final = 10_000
 """Events that wait for a slow terminal or pipe; beyond it the watch ends and says so."""
 
 
-@click.group(epilog=EPILOG)
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vmfs", prog_name="lockctl")
 @click.option(
     "--socket",
     envvar="LOCKD_SOCKET",
-    required=True,
     show_envvar=True,
     type=click.Path(path_type=Path),
-    help="The socket that lockd listens on.",
+    help="The socket that lockd listens on; needed for all but help.",
 )
 @click.pass_context
-def main(ctx: click.Context, socket: Path) -> None:
+def main(ctx: click.Context, socket: Path | None) -> None:
     """Look at lockd, and tell it to reset a LUN or to fence a host."""
     ctx.obj = socket
+
+
+def pass_socket(
+    command: Callable[Concatenate[Path, Parameters], None],
+) -> Callable[Parameters, None]:
+    """Give a command the socket. Only here is it asked for, so that its help needs none."""
+
+    def with_socket(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        ctx = click.get_current_context()
+        if ctx.obj is None:
+            raise click.UsageError("Missing option '--socket' (env var: LOCKD_SOCKET).", ctx.parent)
+        command(ctx.obj, *args, **kwargs)
+
+    return functools.update_wrapper(with_socket, command)
 
 
 JSON_OPTION = click.option("as_json", "--json", is_flag=True, help="Print JSON, for programs.")
@@ -61,7 +77,7 @@ JSON_OPTION = click.option("as_json", "--json", is_flag=True, help="Print JSON, 
 
 @main.command()
 @JSON_OPTION
-@click.pass_obj
+@pass_socket
 def status(socket: Path, *, as_json: bool) -> None:
     """Show LUNs, hosts, reservations, and who waits for whom."""
     report = _ask(socket, lambda observer: observer.status())
@@ -88,7 +104,7 @@ def status(socket: Path, *, as_json: bool) -> None:
 )
 @click.option("--before", default=0, help="Only entries older than this number.")
 @JSON_OPTION
-@click.pass_obj
+@pass_socket
 def history(socket: Path, *, count: int, before: int, as_json: bool) -> None:
     """Show the newest entries of the audit trail, oldest first."""
     for entry in _ask(socket, lambda observer: observer.history(count=count, before=before)):
@@ -97,7 +113,7 @@ def history(socket: Path, *, count: int, before: int, as_json: bool) -> None:
 
 @main.command()
 @JSON_OPTION
-@click.pass_obj
+@pass_socket
 def watch(socket: Path, *, as_json: bool) -> None:
     """Show events as they happen, until interrupted."""
     try:
@@ -108,7 +124,7 @@ def watch(socket: Path, *, as_json: bool) -> None:
 
 @main.command()
 @click.argument("lun")
-@click.pass_obj
+@pass_socket
 def reset(socket: Path, lun: str) -> None:
     """Reset LUN: its reservation ends once its holder's I/O has; all hosts are told."""
     _ask(socket, lambda observer: observer.reset(lun))
@@ -119,7 +135,7 @@ def reset(socket: Path, lun: str) -> None:
 @click.argument("host")
 @click.option("--lun", help="Only on this LUN; otherwise on every LUN where it is registered.")
 @JSON_OPTION
-@click.pass_obj
+@pass_socket
 def fence(socket: Path, host: str, lun: str | None, *, as_json: bool) -> None:
     """Make sure that HOST (name or uuid) can never write again: its process is killed."""
     answers = _ask(socket, lambda observer: _fence(observer, host, lun))

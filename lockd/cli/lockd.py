@@ -39,7 +39,8 @@ class LunOption(click.ParamType[tuple[str, Path]]):
         return name, Path(path)
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vmfs", prog_name="lockd")
 @click.option(
     "luns",
     "--lun",

@@ -16,6 +16,9 @@ GOODBYE_SECONDS: Final = 2.0
 """How long leaving waits for lockd's word. lockd answers at once or is not there; a host that could
 not say goodbye is told apart by its exit."""
 
+QUEUE_FULL_SECONDS: Final = 0.01
+"""Between tries to connect to a lockd that has too many connections to accept."""
+
 
 def _ignore(_: Event) -> None:
     """An observer that only asks needs no events."""
@@ -115,13 +118,29 @@ async def _say_goodbye(client: LockClient) -> None:
 
 
 async def _open_socket(path: str | Path) -> socket.socket:
+    """A connected socket that does not block.
+
+    A local connect succeeds or fails at once, but for EAGAIN (unix(7)): lockd has as many
+    connections to accept as its queue holds. No event tells when there is room, so it is tried
+    again; `trio.socket` takes EAGAIN for a connect that is under way, and the socket for connected.
+    """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
     try:
-        sock.connect(str(path))  # a local socket connects at once or not at all
+        while True:
+            try:
+                sock.connect(str(path))
+            except BlockingIOError:
+                await trio.sleep(QUEUE_FULL_SECONDS)
+            else:
+                await trio.lowlevel.checkpoint()
+                return sock
     except OSError as error:
         sock.close()
+        reason = error.strerror or str(error)  # a path that is too long has no errno
         raise LockdUnreachable(
-            f"no lockd at {path}: {error.strerror}; is `lockd --socket {path}` running?"
+            f"no lockd at {path}: {reason}; is `lockd --socket {path}` running?"
         ) from error
-    await trio.lowlevel.checkpoint()
-    return sock
+    except BaseException:
+        sock.close()
+        raise

@@ -310,6 +310,39 @@ def test_the_socket_may_come_from_the_environment() -> None:
     assert f"no lockd at {MISSING}" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["status", "history", "watch", "reset", "fence"])
+def test_the_help_of_a_command_needs_no_socket(command: str) -> None:
+    result = CliRunner().invoke(lockctl.main, [command, "-h"], env={"LOCKD_SOCKET": None})
+
+    assert result.exit_code == 0
+    assert f"lockctl {command}" in result.stdout or f"main {command}" in result.stdout
+
+
+def test_without_a_socket_a_command_says_that_it_is_missing() -> None:
+    result = CliRunner().invoke(lockctl.main, ["status"], env={"LOCKD_SOCKET": None})
+
+    assert result.exit_code == 2
+    assert "Missing option '--socket'" in result.stderr
+
+
+def test_a_socket_path_that_is_too_long_is_called_that() -> None:
+    result = CliRunner().invoke(lockctl.main, ["--socket", "/" + 200 * "x", "status"])
+
+    assert result.exit_code == 1
+    assert "too long" in result.stderr
+    assert "None" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [lockctl.main, lockd_command.main])
+def test_both_commands_have_a_short_help_and_a_version(command: click.Command) -> None:
+    assert CliRunner().invoke(command, ["-h"]).exit_code == 0
+
+    version = CliRunner().invoke(command, ["--version"])
+
+    assert version.exit_code == 0
+    assert ", version " in version.stdout
+
+
 # --- lockd's own command line ---------------------------------------------------------------------
 
 

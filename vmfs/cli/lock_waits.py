@@ -256,7 +256,7 @@ def _next(holder: str, hosts: Sequence[HostStatus], lun: str, leases: dict[str, 
 async def _at_lockd(place: Place, socket: str) -> AsyncIterator[tuple[Observer, str]]:
     socket = lockd_of(place, socket)
     lun = await name_of_lun(socket, place.lun)
-    with lockd_errors(f"lockd at {socket}"):
+    with lockd_errors("asking lockd"):
         async with observe(socket) as observer:
             yield observer, lun
 

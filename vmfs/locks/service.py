@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from lockd.client import Fenced, LockdDisconnected, LockdError
+from lockd.client import Fenced, LockdDisconnected, LockdError, LockdUnreachable
 from lockd.protocol.limits import LABEL_SIZE_MAX
 from lockd.protocol.messages import (
     AskAnswer,
@@ -73,7 +73,7 @@ def lockd_errors(doing: str) -> Iterator[None]:
         yield
     except Fenced as error:
         raise LeaseLost(f"{doing}: this host was fenced: {error}") from error
-    except LockdDisconnected as error:
+    except (LockdDisconnected, LockdUnreachable) as error:
         raise LockServiceError(f"{doing}: {error}") from error
     except LockdError as error:
         raise LockServiceError(f"{doing}: lockd refused: {error}") from error
