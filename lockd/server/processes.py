@@ -155,6 +155,9 @@ class Processes:
     async def _wait_for_exit(self, process: ProcessId, pidfd: int) -> None:
         with contextlib.suppress(trio.ClosedResourceError):
             await trio.lowlevel.wait_readable(pidfd)
+            # A session of it that was accepted just before is opened in this same step of the loop;
+            # it has to be known by then, or its registration would be read as of one that lives.
+            await trio.lowlevel.checkpoint()
             del self._pidfds[process]
             os.close(pidfd)
             self._exit_seen(process, f"the exit of pid {process.pid} was seen")
