@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 import trio
+import trio.testing
 
 from lockd.client import (
     AnswerKind,
@@ -27,6 +28,7 @@ from lockd.client import (
     PermitGranted,
     PermitRecalled,
     Reconnected,
+    StatusReport,
     UnitAttention,
     connect_lasting,
     connect_stream,
@@ -302,3 +304,28 @@ async def test_an_error_in_the_block_hangs_up_without_a_goodbye() -> None:
             async with Line(lockd).client():
                 raise ValueError("mine")
         assert lockd.state.hosts["ds1", identity("a").host_uuid].open
+
+
+async def test_a_link_that_was_closed_on_this_side_is_made_anew_without_spinning(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    tries = 0
+    async with memory_lockd() as lockd:
+        line = Line(lockd)
+        async with line.client() as client:
+            first = client._client
+            assert first is not None
+
+            async def hung_up() -> StatusReport:
+                nonlocal tries
+                tries += 1
+                assert tries == 1  # with a connection that is no more, over and over
+                raise LockdDisconnected("hung up on this side")
+
+            first.status = hung_up  # type: ignore[method-assign]
+            with trio.fail_after(PATIENCE):
+                report = await client.status()
+
+            assert [host.name for host in report.hosts] == ["a"]
+            assert line.told(Disconnected)
+            assert line.told(Reconnected)
