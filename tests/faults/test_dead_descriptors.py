@@ -65,7 +65,8 @@ def test_nor_is_it_asked_who_has_a_block_device_open(tmp_path):
         process_with(ds.a.path / "disk") as pid,
         process_with(node) as opener,
     ):
-        time.sleep(1.1)  # what the kernel may still answer for the mount is then out of date
+        with (ds.a.path / "disk").open("r+b") as file:
+            file.write(bytes(512))  # what the kernel has cached of the file is then out of date
         os.kill(ds.a.pid, signal.SIGSTOP)
         end = threading.Timer(5, os.kill, (ds.a.pid, signal.SIGCONT))
         end.start()
