@@ -100,6 +100,7 @@ class Engine:
         self._inbox: list[Event] = []
         self._lot = trio.lowlevel.ParkingLot()
         self._audit_failed = False
+        self._due = next_deadline(state)
         self._look_for_room()
 
     def submit(self, event: Event) -> None:
@@ -124,8 +125,7 @@ class Engine:
         if self.state.store_full:
             self._look_for_room()
         now = self._clock()
-        due = next_deadline(self.state)
-        if due is not None and due <= now.boot:
+        if self._due is not None and self._due <= now.boot:
             batch.append(Tick())
         outcomes: list[Outcome] = []
         durable: list[tuple[Execution, Good | Miscompare | str]] = []
@@ -143,6 +143,7 @@ class Engine:
         self._keep(outcomes)
         self._act(outcomes)
         self._speak(outcomes)
+        self._due = next_deadline(self.state)  # nothing but a step changes it
 
     def _make_durable(
         self, durable: list[tuple[Execution, Good | Miscompare | str]], now: Moment
@@ -202,11 +203,10 @@ class Engine:
                 self._effects.finish(session)
 
     async def _wait(self) -> None:
-        due = next_deadline(self.state)
-        if due is None:
+        if self._due is None:
             await self._lot.park()
             return
-        with trio.move_on_after(max(0.0, due - self._clock().boot)):
+        with trio.move_on_after(max(0.0, self._due - self._clock().boot)):
             await self._lot.park()
 
 
