@@ -117,6 +117,10 @@ class Engine:
         while True:
             if not self._inbox:
                 await self._wait()
+            if self._due is not None and self._due <= self._clock().boot:
+                # Perhaps lockd itself was stopped for a while: what was said to it in that time
+                # comes in with this pass of the scheduler, and is heard before silence is judged.
+                await trio.lowlevel.checkpoint()
             self.process()
 
     def process(self) -> None:

@@ -1,9 +1,14 @@
 """Hosts that hold up everybody and say nothing: fenced by lockd after a lease of silence."""
 
+import pytest
+import trio
+import trio.testing
+
+from lockd.machine import Received
 from lockd.machine.step import next_deadline
 from lockd.protocol import messages as m
 from lockd.protocol.terms import HostEnd, PermitState
-from lockd.state import Host, Timing
+from lockd.state import Host, Moment, Timing
 from tests.support.lockd import identity
 from tests.support.lockd_lab import Lab
 
@@ -66,6 +71,28 @@ def test_any_word_of_the_holder_counts() -> None:
         lab.wait(LEASE - 1)
         lab.ask("esx1", m.Status())
     assert lab.killed == []
+
+
+async def test_word_that_came_while_lockd_was_stopped_counts(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word and the deadline are seen in one pass of the scheduler, in either order."""
+    for _ in range(20):
+        lab = reserved()
+        begun = trio.current_time() - lab.now
+        monkeypatch.setattr(
+            lab.engine, "_clock", lambda begun=begun: Moment(trio.current_time() - begun, 0)
+        )
+        word = Received(lab.sessions["esx1"], 99, m.Status())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lab.engine.run)
+            await trio.sleep(LEASE)
+            lab.engine.submit(word)
+            await trio.sleep(LEASE / 2)
+            nursery.cancel_scope.cancel()
+
+        assert lab.killed == []
 
 
 def test_words_of_others_do_not_count() -> None:
