@@ -52,11 +52,16 @@ def test_user_makes_mounts_and_recovers_a_datastore_of_his_own(
     fuse_for_all: None, home: Path
 ) -> None:
     lun, socket = home / "lun", home / "sock"
-    tops = {name: home / name for name in ("a", "b")}
+    tops = {name: home / name for name in ("a", "b", "c")}
     run(*program("vmfs", "mkfs", lun, "--size", "1G", "--label", "own", "--files", "400"))
     words: list[str | Path] = ["--lun", f"own={lun}", "--socket", socket, "--state", home / "state"]
-    sh(f"mkdir {tops['a']} {tops['b']}")
+    sh(f"mkdir {tops['a']} {tops['b']} {tops['c']}")
     started: dict[str, Process] = {}
+
+    def mount(name: str) -> None:
+        words = ["vmfs", "mount", lun, tops[name], "--lockd", socket, "--host", name]
+        started[name] = Process(program(*words, "-o", "profile=test"))
+        started[name].wait_for("vmfs: ready:")
 
     def end() -> None:
         for top in tops.values():
@@ -68,21 +73,21 @@ def test_user_makes_mounts_and_recovers_a_datastore_of_his_own(
         try:
             lockd = started["lockd"] = Process(program("lockd", *words), address_space=64 << 30)
             lockd.wait_for("ready")
-            for name, top in tops.items():
-                mount = ["vmfs", "mount", lun, top, "--lockd", socket, "--host", name]
-                started[name] = Process(program(*mount, "-o", "profile=test"))
-                started[name].wait_for("vmfs: ready:")
+            mount("a")
+            mount("b")
 
             assert sh(f"echo from a > {tops['a']}/f; cat {tops['b']}/f") == "from a\n"
             started["a"].kill()
             assert sh(f"echo from b > {tops['b']}/f; cat {tops['b']}/f") == "from b\n"
             with pytest.raises(PermissionError):
                 list(tops["b"].iterdir())  # not even root, without allow_other
+            mount("c")  # not before the journals of the dead are replayed
             left = subprocess.run(
                 program("vmfs", "umount", tops["a"]), capture_output=True, text=True, check=False
             )
-            run(*program("vmfs", "umount", tops["b"]))
-            started["b"].wait()
+            for name in ("b", "c"):
+                run(*program("vmfs", "umount", tops[name]))
+                started[name].wait()
         finally:
             end()
 
