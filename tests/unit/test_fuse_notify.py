@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vmfs.fuse import notify
-from vmfs.fuse.notify import Session, Silence, fuse_descriptors
+from vmfs.fuse.descriptors import SESSION, descriptors_of
+from vmfs.fuse.notify import Session, Silence
 
 
 @pytest.fixture
@@ -92,6 +93,6 @@ def test_silence_promises_nothing() -> None:
 
 
 def test_descriptors_of_fuse_are_told_from_others(tmp_path: Path) -> None:
-    before = fuse_descriptors()
+    before = descriptors_of(SESSION)
     with (tmp_path / "fuse").open("wb"):
-        assert fuse_descriptors() == before
+        assert descriptors_of(SESSION) == before

@@ -20,19 +20,18 @@ Three rules:
 import math
 import select
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, Final
 
 import pyfuse3
 import trio
 
 from vmfs.errors import NotSupported
+from vmfs.fuse.descriptors import descriptors_of
 
 TURN_SECONDS: Final = 0.002
 """Longest time between two passes through the scheduler; one request of 1 MiB takes 0.3 ms."""
 
 _WAIT: Final = "_wait_fuse_readable"
-_SESSION: Final = "/dev/fuse"
 _SCHEDULER: Final = "anon_inode:[eventpoll]"
 
 
@@ -127,22 +126,28 @@ class FastWait:
         )
 
 
-def install(clock: Callable[[], float], *, spin_seconds: float = 0.0) -> Callable[[], None]:
+def install(
+    fd: int, clock: Callable[[], float], *, spin_seconds: float = 0.0
+) -> Callable[[], None]:
     """Put it into pyfuse3, after `pyfuse3.init` and inside trio. Returns what takes it out again.
 
+    Args:
+        fd: the session's.
+        clock: monotonic seconds.
+        spin_seconds: see `FastWait`.
+
     Raises:
-        NotSupported: this pyfuse3 is built otherwise, or its session is not found.
+        NotSupported: this pyfuse3 is built otherwise.
     """
     module: Any = pyfuse3
     original = getattr(module, _WAIT, None)
-    sessions = _own_fds(_SESSION)
-    if original is None or len(sessions) != 1:
+    if original is None:
         raise NotSupported(f"pyfuse3 {pyfuse3.__version__} cannot be waited for with poll")
-    schedulers = _own_fds(_SCHEDULER)
-    others = OtherTasks(schedulers[0]) if len(schedulers) == 1 else None
+    schedulers = descriptors_of(_SCHEDULER)
+    others = OtherTasks(schedulers.pop()) if len(schedulers) == 1 else None
     if others is not None:
         trio.lowlevel.add_instrument(others)
-    wait = FastWait(sessions[0], original, clock, others=others, spin_seconds=spin_seconds)
+    wait = FastWait(fd, original, clock, others=others, spin_seconds=spin_seconds)
     setattr(module, _WAIT, wait)
 
     def restore() -> None:
@@ -151,15 +156,3 @@ def install(clock: Callable[[], float], *, spin_seconds: float = 0.0) -> Callabl
             trio.lowlevel.remove_instrument(others)
 
     return restore
-
-
-def _own_fds(target: str) -> list[int]:
-    """The descriptors of this process whose link in /proc says `target`."""
-    found = []
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            if str(entry.readlink()) == target:
-                found.append(int(entry.name))
-        except FileNotFoundError:
-            continue  # the descriptor of this very listing
-    return found

@@ -11,9 +11,7 @@ The layouts are those of `include/uapi/linux/fuse.h`: a header (length, code in 
 import logging
 import os
 import struct
-from collections.abc import Collection
 from errno import EINVAL, ENOENT
-from pathlib import Path
 from typing import Final, Protocol
 
 log = logging.getLogger("vmfs.fuse")
@@ -124,24 +122,6 @@ class Silence:
 
     def everything(self, inode: int) -> None:
         """Nobody keeps anything."""
-
-
-def fuse_descriptors() -> set[int]:
-    """The descriptors of this process that lead to a FUSE mount."""
-    found: set[int] = set()
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            if str(link.readlink()) == "/dev/fuse":
-                found.add(int(link.name))
-        except OSError:
-            continue  # closed since: that of the listing itself
-    return found
-
-
-def session_descriptor(before: Collection[int]) -> int:
-    """The one that came with the mount that was just made."""
-    [new] = fuse_descriptors() - set(before)
-    return new
 
 
 def _message(code: int, body: bytes) -> bytes:

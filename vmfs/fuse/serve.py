@@ -28,7 +28,8 @@ import trio
 from vmfs.errors import DeviceError, InvalidArgument, NotSupported
 from vmfs.files.attributes import ROOT_ADDRESS
 from vmfs.fuse import fast_wait
-from vmfs.fuse.notify import Session, fuse_descriptors, session_descriptor
+from vmfs.fuse.descriptors import SESSION, descriptors_of
+from vmfs.fuse.notify import Session
 from vmfs.fuse.operations import Operations
 from vmfs.fuse.options import MountOptions, libfuse_options
 from vmfs.fuse.tree import Tree
@@ -94,16 +95,16 @@ async def serve(
     """
     await namespace.getattr(ROOT_ADDRESS)
     operations, mount_point, options = Operations(namespace), plan.mount_point, plan.options
-    before = fuse_descriptors()
+    before = descriptors_of(SESSION)
     passed = libfuse_options(options, source=plan.source, is_root=os.geteuid() == 0)
     try:
         pyfuse3.init(operations, str(mount_point), passed)
     except RuntimeError as error:
         raise DeviceError(f"cannot mount on {mount_point}: {error}") from error
     unmount = _Unmount(plan)
-    # Before there is a second descriptor:
-    restore = _wait_fast(options.spin_us) if options.fast else _nothing
-    session = Session(session_descriptor(before))
+    [fd] = descriptors_of(SESSION) - before
+    restore = _wait_fast(fd, options.spin_us) if options.fast else _nothing
+    session = Session(fd)
     operations.cache.attach(session)
     try:
         async with trio.open_nursery() as nursery:
@@ -149,9 +150,9 @@ def _set_read_ahead(device: int, kib: int) -> None:
         log.info("read-ahead stays as it is: path=%s error=%s", path, error)
 
 
-def _wait_fast(spin_us: int) -> Callable[[], None]:
+def _wait_fast(fd: int, spin_us: int) -> Callable[[], None]:
     try:
-        return fast_wait.install(perf_counter, spin_seconds=spin_us / 1e6)
+        return fast_wait.install(fd, perf_counter, spin_seconds=spin_us / 1e6)
     except NotSupported as error:
         log.info("waiting without poll: %s", error)
         return _nothing
