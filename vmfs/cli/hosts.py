@@ -23,7 +23,7 @@ from vmfs.device.locate import find_lv
 from vmfs.device.opening import open_lun_device
 from vmfs.ids import LvOffset
 from vmfs.locks.heartbeat import read_slots
-from vmfs.locks.lease import HolderPace
+from vmfs.locks.overdue import pace_of
 from vmfs.ondisk.heartbeat import Heartbeat
 from vmfs.volume.timing import PRODUCTION
 
@@ -80,7 +80,7 @@ async def watch_hosts(lun: Path) -> list[HostFacts]:
 async def _watch(lv: Device) -> list[HostFacts]:
     slots = {slot.lv_offset: slot for slot in await read_slots(lv) if slot.is_in_use}
     names = {slot.owner: _name(slot) for slot in slots.values()}
-    paces = {offset: _pace(slot) for offset, slot in slots.items()}
+    paces = {offset: pace_of(slot, own=PRODUCTION.leases) for offset, slot in slots.items()}
     first, beats, began = dict(slots), dict[LvOffset, float](), time.monotonic()
     waiting = {offset: pace.interval * INTERVALS_WATCHED for offset, pace in paces.items()}
     while waiting:
@@ -134,15 +134,6 @@ def _state(before: Heartbeat, seen: Heartbeat, replayer: str, *, beat: bool) -> 
     if beat:
         return "beating"
     return "silent" if seen.host is not None else "silent, and not a host of ours (ESXi?)"
-
-
-def _pace(slot: Heartbeat) -> HolderPace:
-    info = slot.host
-    return HolderPace.of(
-        interval_ms=info.interval_ms if info is not None else 0,
-        lease_ms=info.lease_ms if info is not None else 0,
-        own=PRODUCTION.leases,
-    )
 
 
 def _name(slot: Heartbeat) -> str:

@@ -38,6 +38,7 @@ from vmfs.device.opening import open_lun_device
 from vmfs.errors import InvalidArgument, LockBusy
 from vmfs.fuse.registry import read_record
 from vmfs.locks.lease import GAPS_MAX, HolderPace
+from vmfs.locks.overdue import pace_of
 from vmfs.locks.service import BlockMap, lockd_errors
 from vmfs.ondisk.heartbeat import Heartbeat
 from vmfs.volume.timing import PRODUCTION
@@ -153,7 +154,7 @@ def explain(
     served = next((entry for entry in report.luns if entry.name == lun), None)
     reservation = served.reservation[0] if served is not None and served.reservation else None
     waits = [wait for wait in report.waits if wait.lun == lun]
-    leases = {_label(slot): _pace(slot) for slot in lock.holders}
+    leases = {_label(slot): pace_of(slot, own=PRODUCTION.leases) for slot in lock.holders}
     return WhyFacts(
         lock=lock.facts,
         open_files=open_files,
@@ -382,12 +383,3 @@ def _in_the_way(locks: Sequence[KnownLock]) -> KnownLock:
 def _label(slot: Heartbeat) -> str:
     info = slot.host
     return f"{info.name} (pid {info.pid})" if info is not None else str(slot.owner)
-
-
-def _pace(slot: Heartbeat) -> HolderPace:
-    info = slot.host
-    return HolderPace.of(
-        interval_ms=info.interval_ms if info is not None else 0,
-        lease_ms=info.lease_ms if info is not None else 0,
-        own=PRODUCTION.leases,
-    )

@@ -114,10 +114,19 @@ class Overdue:
 
     def pace(self, slot: Heartbeat) -> HolderPace:
         """At what pace the holder of `slot` beats."""
-        info = slot.host
-        if info is None:  # another implementation's, which we never fence
+        if slot.host is None:  # another implementation's, which we never fence
             return HolderPace(self._leases.interval, NEVER)
-        return HolderPace.of(interval_ms=info.interval_ms, lease_ms=info.lease_ms, own=self._leases)
+        return pace_of(slot, own=self._leases)
+
+
+def pace_of(slot: Heartbeat, *, own: LeaseTiming) -> HolderPace:
+    """The pace that the holder of a slot says there; what it does not say is as with ourselves."""
+    info = slot.host
+    return HolderPace.of(
+        interval_ms=info.interval_ms if info is not None else 0,
+        lease_ms=info.lease_ms if info is not None else 0,
+        own=own,
+    )
 
 
 def host_name(slot: Heartbeat) -> str:
