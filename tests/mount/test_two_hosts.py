@@ -184,7 +184,8 @@ def test_both_hosts_create_in_one_directory_and_each_name_exists_once(ds, names)
 
 def test_locks_say_who_has_what(ds, names):
     here, there = names
-    with (here / "held").open("wb"):
+    with (here / "held").open("wb") as held:
+        os.fsync(held.fileno())  # what is not committed yet is not on the LUN: nor is its lock
         listed = run_vmfs("locks", "ls", ds.lun)
         who = run_vmfs("locks", "who", here / "held")
         why = run_vmfs("locks", "why", there / "held", "--lockd", ds.socket)
