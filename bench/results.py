@@ -32,11 +32,6 @@ class Verdict:
     reached: float
     met: bool
 
-    @property
-    def margin(self) -> float:
-        """Reached as a multiple of the target; 1 is just met, below is missed."""
-        return self.reached / self.target.wanted
-
 
 class Results:
     """The samples of one place, by row and variant.
@@ -123,9 +118,3 @@ def rotated(items: Sequence[Item], number: int) -> list[Item]:
         return []
     start = number % len(items)
     return [*items[start:], *items[:start]]
-
-
-def unknown_rows(names: Iterable[str]) -> list[str]:
-    """Those that no row has."""
-    known = {row.name for row in ROWS}
-    return [name for name in names if name not in known]

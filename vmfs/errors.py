@@ -57,12 +57,6 @@ class NotPermitted(VmfsError):
     errno = codes.EPERM
 
 
-class AccessDenied(VmfsError):
-    """The permission bits forbid it."""
-
-    errno = codes.EACCES
-
-
 class NotSupported(VmfsError):
     """VMFS-5 cannot express it (device nodes, FIFOs, extended attributes)."""
 

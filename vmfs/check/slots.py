@@ -122,11 +122,3 @@ async def read_slots(reader: Reader, findings: Findings) -> Slots:
             )
             findings.add("host-active", text, address=offset)
     return slots
-
-
-def slot_of_journal(slots: Slots, journal_offset: int) -> Heartbeat | None:
-    """The slot in use that names this journal."""
-    for slot in slots.in_use:
-        if slot.journal_offset == journal_offset:
-            return slot
-    return None
