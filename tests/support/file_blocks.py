@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from tests.support.space import Host
+from tests.support.space import BLOCK_SIZE, Host
 from vmfs.ids import FdAddress
 from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
@@ -70,6 +70,27 @@ class TinyFile:
             self.expected[index] = contents
             await self._put(index, contents)
         return missing
+
+    async def append(self, block: int, count: int, stamp: bytes) -> bool:
+        """Fill whole new blocks that are promised ahead, if nothing else is missing there."""
+        offset, length = block * BLOCK_SIZE, count * BLOCK_SIZE
+        if not self.map.lacks_blocks_only(offset, length):
+            return False
+        async with self.host.allocator.reserve(want={AddressType.FB: 1}) as grant:
+            promise = self.host.allocator.preallocations.promise(grant, count)
+        if promise is None or promise.count < count:
+            return False
+        for at in range(0, length, SECTOR_SIZE):
+            self.expected[(offset + at) // SECTOR_SIZE] = self.data[promise.place + at] = stamp
+        self.map.append(offset, promise.take(count))
+        promise.give_back()
+        end = max(self.desc.length, offset + length)
+        blocks = self.map.allocated_blocks
+        self.desc = dataclasses.replace(
+            self.desc, length=end, allocated_blocks=blocks, new_blocks=blocks
+        )
+        assert self.desc == self.map.describe(self.desc)
+        return True
 
     async def extend(self, sector: int) -> None:
         """Make the file that long; a hole comes to be."""
@@ -161,6 +182,7 @@ class TinyFile:
         await self.map.load(index * SECTOR_SIZE, SECTOR_SIZE)
         [extent] = self.map.extents(index * SECTOR_SIZE, SECTOR_SIZE)
         assert (extent.file_offset, extent.length) == (index * SECTOR_SIZE, SECTOR_SIZE)
+        assert self.map.place(extent.file_offset, extent.length) in (None, extent.lv_offset)
         return extent
 
     async def _get(self, index: int) -> bytes:

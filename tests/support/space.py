@@ -209,6 +209,10 @@ class FakeLocks:
         holder = self.table.holders.get(lock)
         return None if holder not in (None, self) else self._pin(lock, mode)
 
+    def try_cached(self, lock: LockId, mode: LockMode, *, label: str = "") -> FakePin | None:
+        """As the protocol says."""
+        return self._pin(lock, mode) if self.table.holders.get(lock) is self else None
+
     async def give_up(self, lock: LockId) -> None:
         """What the holder does when it is asked."""
         if self.pins.get(lock):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.support.volumes import VolumeLab, creation, put, volume_lab
-from vmfs.errors import LeaseLost
+from tests.support.volumes import VolumeLab, cat, creation, put, volume_lab
+from vmfs.errors import LeaseLost, NoSpace
 from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges
 from vmfs.files.file import OpenFile
 from vmfs.locks.permit import Permit
@@ -174,6 +174,111 @@ async def test_who_may_not_write_or_appends_does_not_write_now(autojump_clock: M
         assert await file.read(0, 3 * MIB) == OLD
 
 
+@asynccontextmanager
+async def growing(lab: VolumeLab, volume: Volume) -> AsyncIterator[OpenFile]:
+    """A file of two blocks, with a block promised for the next."""
+    _, file = await volume.namespace.create(ROOT, b"g", creation())
+    await file.write(0, b"0" * MIB)
+    promised = volume._ground.allocator.preallocations
+    assert promised.count == 0
+    await file.write(MIB, b"1" * MIB)
+    assert promised.count == 1
+    yield file
+    await file.release()
+    assert promised.count == 0
+
+
+async def test_a_file_grows_now_by_blocks_that_were_promised(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a:
+            free = a.namespace.statistics().blocks_free
+            async with growing(lab, a) as file:
+                assert file.write_now(2 * MIB, b"2" * MIB)
+                assert file.attributes.size == 3 * MIB
+                assert file.attributes.blocks_512 == 3 * MIB // 512
+                assert a.namespace.statistics().blocks_free == free - 3
+                assert file.read_now(MIB + 7, 2 * MIB - 7) == b"1" * (MIB - 7) + b"2" * MIB
+                for block in range(3, 40):  # as many as it has are promised at a time
+                    if not file.write_now(block * MIB, b"%d" % (block % 10) * MIB):
+                        assert block in (3, 7, 15, 31)
+                        await file.write(block * MIB, b"%d" % (block % 10) * MIB)
+                await file.fsync()
+            assert a.namespace.statistics().blocks_free == free - 40
+            lab.kill(a)
+        async with lab.host("b") as b:
+            data = await cat(b, b"g")
+            assert data == b"".join(b"%d" % (block % 10) * MIB for block in range(40))
+        await lab.assert_clean()
+
+
+async def test_only_whole_blocks_behind_each_other_grow_now(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a, growing(lab, a) as file:
+            assert not file.write_now(2 * MIB, b"2" * (MIB - 1))
+            assert not file.write_now(2 * MIB - 1, b"2" * (MIB + 1))
+            assert not file.write_now(3 * MIB, b"3" * MIB)  # it would leave a gap
+            assert not file.write_now(2 * MIB, b"2" * 9 * MIB)  # more than was promised
+            assert file.attributes.size == 2 * MIB
+        await lab.assert_clean()
+
+
+async def test_holes_are_filled_now_where_they_are_filled_in_order(
+    autojump_clock: MockClock,
+) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a, growing(lab, a) as file:
+            await a.namespace.setattr(file.address, AttributeChanges(size=600 * MIB))
+            assert file.write_now(2 * MIB, b"2" * MIB)
+            assert file.attributes.size == 600 * MIB
+            await file.write(300 * MIB, b"3" * 2 * MIB)
+            assert not file.write_now(302 * MIB, b"4" * MIB)  # the first in front of it is alone
+            await file.write(302 * MIB, b"4" * MIB)
+            assert file.write_now(303 * MIB, b"5" * MIB)
+            assert await file.read(299 * MIB, 6 * MIB) == (
+                bytes(MIB) + b"3" * 2 * MIB + b"4" * MIB + b"5" * MIB + bytes(MIB)
+            )
+        await lab.assert_clean()
+
+
+async def test_what_was_promised_is_there_for_others(autojump_clock: MockClock) -> None:
+    """Another file of this host, and another host, whose file is not made to wait or fail."""
+    async with volume_lab() as lab:
+        async with lab.host("a") as a, lab.host("b") as b, growing(lab, a) as file:
+            free = a.namespace.statistics().blocks_free
+            _, other = await a.namespace.create(ROOT, b"o", creation())
+            await other.write(0, bytes(free * MIB))
+            await other.release()
+            assert not file.write_now(2 * MIB, b"2" * MIB)
+            with pytest.raises(NoSpace):
+                await file.write(2 * MIB, b"2" * MIB)
+            await a.namespace.unlink(ROOT, b"o")
+            await file.write(2 * MIB, b"2" * MIB)
+            await file.write(3 * MIB, b"3" * MIB)
+            assert file.write_now(4 * MIB, b"4" * MIB)
+            _, theirs = await b.namespace.create(ROOT, b"t", creation())
+            await theirs.write(0, bytes((free - 3) * MIB))
+            assert not file.write_now(5 * MIB, b"5" * MIB)
+            await theirs.release()
+            assert await file.read(2 * MIB, 9 * MIB) == b"2" * MIB + b"3" * MIB + b"4" * MIB
+        await lab.assert_clean()
+
+
+async def test_a_host_that_is_killed_leaves_no_promise_behind(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a:
+            free = a.namespace.statistics().blocks_free
+            _, file = await a.namespace.create(ROOT, b"g", creation())
+            await file.write(0, b"0" * MIB)
+            await file.write(MIB, b"1" * MIB)
+            await file.fsync()
+            assert file.write_now(2 * MIB, b"2" * MIB)  # lost with the host
+            lab.kill(a)
+        async with lab.host("b") as b:
+            assert await cat(b, b"g") == b"0" * MIB + b"1" * MIB
+            assert b.namespace.statistics().blocks_free == free - 2
+        await lab.assert_clean()
+
+
 async def test_holes_and_what_is_cut_off_are_not_answered_now(autojump_clock: MockClock) -> None:
     async with overwritable() as (_, a, file):
         await a.namespace.setattr(file.address, AttributeChanges(size=MIB))
@@ -223,7 +328,7 @@ async def test_the_volumes_own_files_are_never_read_now(autojump_clock: MockCloc
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["write", "write", "truncate", "sleep", "read", "read"]),
+        st.sampled_from(["write", "write", "grow", "truncate", "sleep", "read", "read"]),
         st.integers(0, 5 * MIB),
         st.integers(1, 2 * MIB),
     ),
@@ -242,11 +347,14 @@ async def _same_bytes(steps: list[tuple[str, int, int]], seed: int) -> int:
     """How many of the requests were answered at once."""
     content, at_once, rng = bytearray(OLD), 0, random.Random(seed)
     async with overwritable() as (_, a, file):
-        for verb, offset, length in [*steps, ("read", 0, 1)]:
+        for verb, at, count in [*steps, ("read", 0, 1)]:
+            offset, length = at, count
             if verb == "truncate":
                 await a.namespace.setattr(file.address, AttributeChanges(size=offset))
                 content[offset:] = bytes(max(offset - len(content), 0))
-            elif verb == "write":
+            elif verb in ("write", "grow"):
+                if verb == "grow":  # by a whole block
+                    offset, length = len(content) // MIB * MIB, MIB
                 data = rng.randbytes(length)
                 content.extend(bytes(max(offset - len(content), 0)))
                 content[offset : offset + length] = data

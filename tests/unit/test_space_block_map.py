@@ -31,7 +31,8 @@ from vmfs.space.index_path import Shape
 
 FB, SB, PB, PB2 = AddressType.FB, AddressType.SB, AddressType.PB, AddressType.PB2
 TOTALS = {FB: 60, SB: 6, PB: 12, PB2: 4, AddressType.FD: 8}
-SHAPE = Shape(slots=2, fanout=FANOUT)
+SLOTS = 2
+SHAPE = Shape(slots=SLOTS, fanout=FANOUT)
 PER_BLOCK = BLOCK_SIZE // 512
 PB_START = 2 * PER_BLOCK  # first sector that needs a pointer block
 DOUBLE_START = 2 * FANOUT * PER_BLOCK
@@ -135,6 +136,63 @@ async def test_sequential_writes_lie_in_one_piece():
     extents = file.map.extents(0, file.desc.length)
     assert [extent.kind for extent in extents] == [ExtentKind.DATA]
     assert extents[0].length == 12 * BLOCK_SIZE
+
+
+@pytest.mark.parametrize("start", [0, SLOTS, SLOTS * FANOUT + 5])
+async def test_append_of_whole_blocks_at_every_level(start):
+    file = await tiny_file(Zla.FB)
+    await file.write(start * PER_BLOCK, PER_BLOCK, b"w")
+    assert file.map.place(start * BLOCK_SIZE, 1) is not None
+    assert await file.append(start + 1, 1, b"a")
+    assert file.map.place(start * BLOCK_SIZE + 1, BLOCK_SIZE) is None  # it begins elsewhere
+    assert file.map.place((start + 1) * BLOCK_SIZE, BLOCK_SIZE) is not None
+    await file.check()
+    file.reload()
+    await file.check()
+
+
+async def test_append_changes_one_sector_of_a_pointer_block():
+    file = await tiny_file(Zla.FB)
+    await file.write(SLOTS * PER_BLOCK, PER_BLOCK, b"w")
+    await file.host.staging.commit()
+    assert await file.append(SLOTS + 1, 2, b"a")
+    assert len(file.host.staging.running) == 2  # and the bitmap
+
+
+async def test_append_is_for_whole_blocks_that_are_all_missing():
+    file = await tiny_file(Zla.FB)
+    await file.write(2 * PER_BLOCK, PER_BLOCK, b"w")
+    lacks = file.map.lacks_blocks_only
+    assert lacks(0, 2 * BLOCK_SIZE)
+    assert not lacks(0, 3 * BLOCK_SIZE)
+    assert not lacks(0, BLOCK_SIZE - 512)
+    assert not lacks(512, BLOCK_SIZE)
+    assert not lacks(0, 0)
+    assert not lacks(SLOTS * BLOCK_SIZE, BLOCK_SIZE)  # another level
+    for zla in (Zla.RESIDENT, Zla.SB):
+        assert not (await tiny_file(zla)).map.lacks_blocks_only(0, BLOCK_SIZE)
+
+
+async def test_append_leaves_pointer_blocks_to_others():
+    file = await tiny_file(Zla.FB)
+    await file.write(SLOTS * PER_BLOCK, PER_BLOCK, b"w")
+    leaf = (SLOTS // FANOUT + 1) * FANOUT
+    assert not file.map.lacks_blocks_only((leaf - 1) * BLOCK_SIZE, 2 * BLOCK_SIZE)
+    assert not file.map.lacks_blocks_only(leaf * BLOCK_SIZE, BLOCK_SIZE)  # there is none yet
+    slots = file.map.pointers
+    slots[0] |= 0x20  # a snapshot shares it
+    shared = map_of(Zla.PB, slots.tolist(), file.host.staging)
+    await shared.load(0, BLOCK_SIZE)
+    assert not shared.lacks_blocks_only(0, BLOCK_SIZE)
+
+
+async def test_runs_in_front_of_a_block():
+    file = await tiny_file(Zla.FB)
+    await file.write(2 * PER_BLOCK, 3 * PER_BLOCK, b"w")
+    before = file.map.run_before
+    assert [before(block, 9) for block in range(7)] == [0, 0, 0, 1, 2, 3, 0]
+    assert before(5, 2) == 2
+    assert (await tiny_file(Zla.SB)).map.run_before(0, 9) == 0
 
 
 async def test_one_write_over_many_pointer_blocks():
@@ -490,6 +548,14 @@ class EveryLevel(RuleBasedStateMachine):
         self.writes += 1
         try:
             now(self.file.write(sector, count, b"w%d " % self.writes))
+        except NoSpace:
+            now(self.file.host.staging.commit())
+
+    @rule(sector=sectors, count=st.integers(1, 3))
+    def append(self, sector, count):
+        self.writes += 1
+        try:
+            now(self.file.append(sector // PER_BLOCK, count, b"a%d " % self.writes))
         except NoSpace:
             now(self.file.host.staging.commit())
 

@@ -112,3 +112,20 @@ def test_plain_runs_leave_out_what_a_snapshot_shares():
     runs = plain_runs(values, first_block=0, block_size=512)
 
     assert (runs.starts, runs.ends) == ([0], [512])
+
+
+@given(addresses, st.integers(0, 30), st.integers(0, 6), st.integers(1, 3))
+def test_runs_that_learn_of_more_are_what_they_would_have_been(values, gap, block, count):
+    runs = plain_runs(values, first_block=3, block_size=512)
+    more = [FbAddress(block=block + index).pack() for index in range(count)]
+    grown = np.concatenate((values, np.zeros(gap, dtype=np.uint32), np.array(more, np.uint32)))
+
+    assert runs.with_more((3 + len(values) + gap) * 512, count * 512, block * 512)
+    assert runs == plain_runs(grown, first_block=3, block_size=512)
+
+
+def test_runs_learn_only_what_is_behind_them():
+    values = np.array([0, FbAddress(block=5).pack()], dtype=np.uint32)
+    runs = plain_runs(values, first_block=0, block_size=512)
+    assert not runs.with_more(0, 512, 4 * 512)
+    assert runs == plain_runs(values, first_block=0, block_size=512)

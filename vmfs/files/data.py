@@ -24,6 +24,7 @@ from vmfs.ondisk.file_desc import DATA_SIZE, FileType
 from vmfs.space.extent import Extent, ExtentKind
 from vmfs.space.grant import Grant
 from vmfs.space.growth import Missing
+from vmfs.space.preallocation import PREALLOCATED_MAX
 from vmfs.units import MIB
 
 WRITE_STEP: Final = 16 * MIB
@@ -62,9 +63,10 @@ class FileData:
     def write_now(self, inode: Inode, offset: int, data: bytes) -> bool:
         """As `write`, where nothing has to be waited for; else False, and nothing is written.
 
-        That is so for an overwrite in place by the only user of the file on this host, and for
-        bytes right behind the end of the file in a block that it has already. The descriptor is
-        staged where that changes it: times change once a second, the length as often as it does.
+        That is so for an overwrite in place by the only user of the file on this host, for bytes
+        right behind the end of the file in a block that it has already, and for whole new blocks
+        that were promised to it. The descriptor is staged where that changes it: times change once
+        a second, the length as often as it does.
 
         Raises:
             DeviceError: the LUN cannot be written.
@@ -77,10 +79,33 @@ class FileData:
         if offset > desc.length or (changes and not self._ground.has_room):
             return False
         place = contents.map.place(offset, length)
-        if place is None or not self._ground.device.write_now(place, data):
+        if place is None:
+            return self._grow_now(inode, offset, data)
+        if not self._ground.device.write_now(place, data):
             return False
         if changes:
             self._stage_write(inode, offset, memoryview(data), grown=False)
+        return True
+
+    def _grow_now(self, inode: Inode, offset: int, data: bytes) -> bool:
+        """Part of `write_now`: fill whole blocks that were promised, then give them to the file."""
+        blocks, contents, length = inode.preallocation, inode.loaded, len(data)
+        if blocks is None or not self._ground.has_room or length > blocks.size:
+            return False
+        if not contents.map.lacks_blocks_only(offset, length) or not blocks.is_good():
+            return False
+        if not self._ground.device.write_now(blocks.place, data):
+            return False
+        contents.map.append(offset, blocks.take(length // self._ground.block_size))
+        now, count = self._ground.now(), contents.map.allocated_blocks
+        contents.change(
+            length=max(contents.desc.length, offset + length),
+            mtime=now,
+            ctime=now,
+            allocated_blocks=count,
+            new_blocks=count,
+        )
+        inode.stage(self._ground.metadata, area=contents.map.lists_blocks_itself)
         return True
 
     async def read(self, inode: Inode, offset: int, length: int) -> bytes:
@@ -151,14 +176,27 @@ class FileData:
             await self._overwrite(old, offset, data)
             await self._end_write(inode, offset, data, grown=False)
             return
+        if len(missing.blocks):
+            inode.give_back_preallocation()  # `near` leads to the same blocks
         async with self._ground.allocator.reserve(
             want=missing.want, free=missing.free, near=missing.near, label=str(inode)
         ) as grant:
+            self._preallocate(inode, missing, grant)
             await self._fill(inode, missing, grant, offset, data)
             await self._overwrite(old, offset, data)
             await self._ground.room(missing.room + grant.room)
             block_map.install(missing, grant)
             self._stage_write(inode, offset, data, grown=True)
+
+    def _preallocate(self, inode: Inode, missing: Missing, grant: Grant) -> None:
+        """Promise a file that is written in order what it will most likely want next.
+
+        As much again as stands in one piece in front of it, so a small file gets nothing.
+        """
+        if inode.writers and not missing.carried and len(missing.blocks):
+            count = inode.loaded.map.run_before(int(missing.blocks[0]), PREALLOCATED_MAX)
+            promise = self._ground.allocator.preallocations.promise
+            inode.preallocation = promise(grant, count, label=str(inode))
 
     async def _end_write(self, inode: Inode, offset: int, data: memoryview, *, grown: bool) -> None:
         """Stage what a write changed in the descriptor, if anything."""

@@ -157,6 +157,8 @@ class OpenFile:
         inode = self._inode
         if self._writing:
             inode.writers -= 1
+            if not inode.writers:
+                inode.give_back_preallocation()
         else:
             inode.readers -= 1
         self._ground.locks.drop_open(inode.lock, self._mode, label=self._label)

@@ -28,6 +28,7 @@ from vmfs.ondisk.file_desc import (
     unpack_pointers,
 )
 from vmfs.space.block_map import BlockMap
+from vmfs.space.preallocation import Preallocation
 from vmfs.space.staging import Staging
 from vmfs.space.system_file import ResourceFiles
 from vmfs.units import SECTOR_SIZE
@@ -80,7 +81,7 @@ class Inode:
 
     __slots__ = (
         "address", "changed", "contents", "generation", "guard", "lock", "looks", "name",
-        "orphaned", "readers", "remembered", "writers",
+        "orphaned", "preallocation", "readers", "remembered", "writers",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +98,7 @@ class Inode:
         self.looks = 0  # at its attributes, without its lock, since it was last given up
         self.readers = 0  # open files of this host
         self.writers = 0
+        self.preallocation: Preallocation | None = None  # while a file is open for writing here
         self.orphaned = False  # link count 0, and still to be freed by this host
         self.name = b""  # by which it was last looked up, for messages
 
@@ -152,6 +154,12 @@ class Inode:
                 self.desc.type.name,
                 f"{file_type.name}, as its directory entry says",
             )
+
+    def give_back_preallocation(self) -> None:
+        """Blocks that were promised to it and not used are for everybody again."""
+        if self.preallocation is not None:
+            self.preallocation.give_back()
+            self.preallocation = None
 
     def must_be_directory(self) -> None:
         """Raises: NotADirectory."""

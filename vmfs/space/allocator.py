@@ -12,10 +12,11 @@ space, and no two operations of this host are ever promised the same resource.
 
 Where it looks, in this order: the cluster of `near`; clusters that this host has in memory; the
 others from the host's own starting point on, without waiting for anybody. Only when that does not
-suffice: own freed resources whose transaction must commit first; clusters that another live host
-holds, which it is asked for; counts read anew. What then remains is `NoSpace`, before anything is
-staged. (What another host has freed counts once it has written that back, at its commit interval
-or when it is asked: until then a crash could undo its deletion.)
+suffice: what is promised ahead to files that grow (`preallocations`); own freed resources whose
+transaction must commit first; clusters that another live host holds, which it is asked for; counts
+read anew. What then remains is `NoSpace`, before anything is staged. (What another host has freed
+counts once it has written that back, at its commit interval or when it is asked: until then a
+crash could undo its deletion.)
 
 Freed resources stay out of reach until their transaction has committed; sub-blocks and file blocks
 also while the live journal holds older contents of them (a directory's, say), which a replay would
@@ -41,6 +42,7 @@ from vmfs.ondisk.disk_lock import LockMode
 from vmfs.space.counters import FreeCount
 from vmfs.space.grant import Grant, Groups, group_by_cluster
 from vmfs.space.ledger import ClusterKey, Ledger
+from vmfs.space.preallocation import Preallocations
 from vmfs.space.staging import ClusterLocks, Staging
 from vmfs.space.system_file import KINDS, LOCK_KIND, Addresses, ResourceFiles
 
@@ -73,6 +75,7 @@ class Allocator:
         self._files = files
         self._staging = staging
         self._ledger = Ledger(staging=staging, files=files)
+        self.preallocations = Preallocations(self._ledger, locks)
         self._next = {
             kind: int(slot * _GOLDEN % 1.0 * file.cluster_count) for kind, file in files.items()
         }
@@ -163,6 +166,8 @@ class Allocator:
                 return grant
             grant.close()
             whom = self._whom_to_ask(short, asked)
+            if self.preallocations.give_back():
+                continue
             if self._ledger.unsettled and not settled:
                 settled = True
                 await self._ledger.settle()

@@ -120,6 +120,16 @@ class BlockMap:
         return self._tree.zla
 
     @property
+    def allocated_blocks(self) -> int:
+        """How many blocks the file has."""
+        return self._allocated
+
+    @property
+    def lists_blocks_itself(self) -> bool:
+        """Whether the addresses of its blocks stand in the descriptor."""
+        return self.zla in (Zla.FB, Zla.SB)
+
+    @property
     def pointers(self) -> Pointers:
         """The slots as the descriptor must have them (a copy). All zero when resident."""
         return self._tree.pointers.copy()
@@ -233,6 +243,39 @@ class BlockMap:
         return None if runs is None else runs.find(offset, length)
 
     # Growing.
+
+    def lacks_blocks_only(self, offset: int, length: int) -> bool:
+        """Whether whole file blocks are missing for a range, side by side, and nothing else is.
+
+        Then `append` can give them. False as well when that is not known without reading.
+        """
+        size = self._file_block
+        if self.zla not in _BLOCK_LEVELS or offset % size or length % size:
+            return False
+        if not length or offset + length > min(self._reach, self.file_size_max):
+            return False
+        return self._tree.lacks_all(offset // size, length // size)
+
+    def run_before(self, block: int, limit: int) -> int:
+        """How many file blocks in front of one have blocks without a gap; `limit` at most."""
+        start = max(block - limit, 0)
+        if self.zla not in _BLOCK_LEVELS or not self._tree.is_loaded(start, block - start):
+            return 0
+        there = self._tree.gather(start, block - start) != 0
+        return len(there) if there.all() else int(there[::-1].argmin())
+
+    def append(self, offset: int, addresses: Pointers) -> None:
+        """Give a range that `lacks_blocks_only` file blocks that are side by side and filled.
+
+        Stages a pointer block. The caller stages the descriptor (`allocated_blocks`, and the
+        `pointers` at level FB) without awaiting in between.
+        """
+        known = self._windows_version == self._tree.version
+        self._tree.assign(offset // self._file_block, addresses)
+        self._allocated += len(addresses)
+        if known:
+            self._learn(offset, len(addresses) * self._file_block, int(addresses[0]))
+            self._windows_version = self._tree.version
 
     def missing(self, offset: int, length: int, *, file_length: int) -> Missing:
         """What the file lacks before all of a range can be written in place.
@@ -407,6 +450,16 @@ class BlockMap:
         )
         self._windows[index] = runs
         return runs
+
+    def _learn(self, offset: int, length: int, address: int) -> None:
+        """Keep the known runs true after a range became data."""
+        first, last = offset // self._window_size, (offset + length - 1) // self._window_size
+        place = LvOffset((address >> 6) * self._file_block)
+        runs = self._windows.get(first)
+        if first == last and runs is not None and runs.with_more(offset, length, place):
+            return
+        for index in range(first, last + 1):
+            self._windows.pop(index, None)
 
     def _is_in_place(self, offset: int, length: int) -> bool:
         """Whether a range is in one file block that only waits for data: the common case, fast."""

@@ -90,6 +90,19 @@ class PlainRuns:
             return None
         return LvOffset(offset + self.shifts[index])
 
+    def with_more(self, offset: int, length: int, place: LvOffset) -> bool:
+        """Learn of more data behind the last run; False, and nothing is changed, if it is not."""
+        shift, end = place - offset, self.ends[-1] if self.ends else 0
+        if offset < end:
+            return False
+        if self.ends and offset == end and shift == self.shifts[-1]:
+            self.ends[-1] += length
+        else:
+            self.starts.append(offset)
+            self.ends.append(offset + length)
+            self.shifts.append(shift)
+        return True
+
 
 def plain_runs(addresses: NDArray[np.uint32], *, first_block: int, block_size: int) -> PlainRuns:
     """The runs of adjacent file blocks: each one data, and nobody else's (no TBZ, no COW).

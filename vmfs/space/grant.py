@@ -52,6 +52,11 @@ class Grant:
         parts = [self._files[kind].pack(cluster.number, chosen) for cluster, chosen in shares]
         return np.concatenate([np.empty(0, dtype=np.uint32), *parts])
 
+    def last_share(self, kind: AddressType) -> Share | None:
+        """The cluster that the last promised resource is in, and what is promised there."""
+        shares = self._promised.get(kind)
+        return shares[-1] if shares else None
+
     def take(self, kind: AddressType, count: int) -> Addresses:
         """Take the next `count` promised resources; stages their clusters.
 

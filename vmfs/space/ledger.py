@@ -129,6 +129,10 @@ class Ledger:
             await self._staging.checkpoint()
             self._settle_or_keep(self._quarantine)
 
+    def is_current(self, cluster: Cluster) -> bool:
+        """Whether this is what is known of it, and has not been forgotten since it was loaded."""
+        return self._clusters.get((cluster.file.kind, cluster.number)) is cluster
+
     def forget(self, key: ClusterKey) -> None:
         """Drop what is known of one cluster: its lock is being given up."""
         self._clusters.pop(key, None)
@@ -148,7 +152,7 @@ class Ledger:
     def _settle_or_keep(self, shares: Iterable[Share]) -> None:
         kept: list[Share] = []
         for cluster, indices in shares:
-            if self._clusters.get((cluster.file.kind, cluster.number)) is not cluster:
+            if not self.is_current(cluster):
                 continue  # its lock is gone, and with it the mark
             if self._is_replayable(cluster, indices):
                 kept.append((cluster, indices))

@@ -21,8 +21,8 @@ from vmfs.ondisk.file_desc import DATA_OFFSET, FileDesc, Zla
 from vmfs.space import index_path
 from vmfs.space.index_path import Pointers, Shape
 from vmfs.space.staging import Staging
-from vmfs.space.system_file import ResourceFiles
-from vmfs.units import SECTOR_SIZE
+from vmfs.space.system_file import ResourceFiles, is_cow
+from vmfs.units import SECTOR_SIZE, align_up
 
 TABLES_MAX: Final = 256
 """Pointer blocks that one file keeps in memory: 1 MiB, enough for 256 GiB of it."""
@@ -141,6 +141,40 @@ class PointerTree:
                 parts.append(table[leaf.first : leaf.first + leaf.count])
         return np.concatenate(parts)
 
+    def lacks_all(self, start: int, count: int) -> bool:
+        """Whether addresses, and nothing else, are missing for all of these file blocks.
+
+        False as well when that is not known without a `load`, or they have more than one leaf.
+        """
+        if not self._slots_checked or not self._has(start):
+            return False
+        *steps, first = index_path.path(self.zla, start, self.shape)
+        table = self._leaf(steps)
+        if table is None or first + count > len(table) or table[first : first + count].any():
+            return False
+        return not (steps and is_cow(self._leaf_address(steps)))
+
+    def assign(self, start: int, addresses: Pointers) -> None:
+        """Give file blocks that `lacks_all` is true of their addresses; stages their pointer block.
+
+        At level FB nothing is staged: the slots are the descriptor's, which the caller stages.
+        """
+        *steps, first = index_path.path(self.zla, start, self.shape)
+        before = self._leaf(steps)
+        assert before is not None
+        after = before.copy()
+        after[first : first + len(addresses)] = addresses
+        self.version += 1
+        if not steps:
+            self.pointers = after
+            return
+        address = self._leaf_address(steps)
+        low = first * 4 // SECTOR_SIZE * SECTOR_SIZE
+        high = align_up((first + len(addresses)) * 4, SECTOR_SIZE)
+        changed = after[low // 4 : high // 4].astype("<u4").tobytes()
+        self.files[AddressType(address & 7)].stage(self._staging, address, changed, offset=low)
+        self._keep(address, after)
+
     def last_before(self, block: int) -> int:
         """The address nearest in front of a file block, as far as its leaf is in memory; or 0."""
         if not 0 < block <= index_path.reach(self.zla, self.shape):
@@ -222,6 +256,12 @@ class PointerTree:
             assert known is not None, f"pointer block {address:#010x} was not loaded"
             table = known
         return table
+
+    def _leaf_address(self, path: Sequence[int]) -> int:
+        """The address of the pointer block at `path`, which is not empty and was loaded."""
+        *above, step = path
+        table = self._leaf(above)
+        return 0 if table is None else int(table[step])
 
     def _keep(self, address: int, table: Pointers) -> None:
         table.flags.writeable = False

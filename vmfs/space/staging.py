@@ -46,6 +46,10 @@ class Staging(Protocol):
 class ClusterLocks(Protocol):
     """The locks of resource clusters, on this host."""
 
+    def try_cached(self, lock: LockId, mode: LockMode, *, label: str = "") -> Pin | None:
+        """Pin the lock if this host has it and is not giving it up."""
+        ...
+
     async def acquire(self, lock: LockId, mode: LockMode, *, label: str = "") -> Pin:
         """Have the lock and pin it; another host that merely caches it is asked for it.
 
