@@ -192,6 +192,7 @@ async def test_runs_in_front_of_a_block():
     before = file.map.run_before
     assert [before(block, 9) for block in range(7)] == [0, 0, 0, 1, 2, 3, 0]
     assert before(5, 2) == 2
+    assert before(SLOTS * FANOUT + 9, 3) == 0  # behind what the level reaches
     assert (await tiny_file(Zla.SB)).map.run_before(0, 9) == 0
 
 

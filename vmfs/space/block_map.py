@@ -259,7 +259,9 @@ class BlockMap:
     def run_before(self, block: int, limit: int) -> int:
         """How many file blocks in front of one have blocks without a gap; `limit` at most."""
         start = max(block - limit, 0)
-        if self.zla not in _BLOCK_LEVELS or not self._tree.is_loaded(start, block - start):
+        if self.zla not in _BLOCK_LEVELS or block > index_path.reach(self.zla, self._shape):
+            return 0
+        if not self._tree.is_loaded(start, block - start):
             return 0
         there = self._tree.gather(start, block - start) != 0
         return len(there) if there.all() else int(there[::-1].argmin())
