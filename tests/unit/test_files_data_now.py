@@ -211,14 +211,72 @@ async def test_a_file_grows_now_by_blocks_that_were_promised(autojump_clock: Moc
         await lab.assert_clean()
 
 
-async def test_only_whole_blocks_behind_each_other_grow_now(autojump_clock: MockClock) -> None:
+async def test_what_does_not_fill_what_was_promised_does_not_grow_now(
+    autojump_clock: MockClock,
+) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a, growing(lab, a) as file:
             assert not file.write_now(2 * MIB, b"2" * (MIB - 1))
-            assert not file.write_now(2 * MIB - 1, b"2" * (MIB + 1))
             assert not file.write_now(3 * MIB, b"3" * MIB)  # it would leave a gap
             assert not file.write_now(2 * MIB, b"2" * 9 * MIB)  # more than was promised
             assert file.attributes.size == 2 * MIB
+            assert file.write_now(2 * MIB - 1, b"2" * (MIB + 1))  # the end of one, and one
+            assert file.read_now(MIB, 3 * MIB) == b"1" * (MIB - 1) + b"2" * (MIB + 1)
+        await lab.assert_clean()
+
+
+@pytest.mark.parametrize("size", [100_000, 128 * KIB, 700_000])
+async def test_who_writes_in_parts_grows_now_over_blocks_that_were_zeroed(
+    autojump_clock: MockClock, size: int
+) -> None:
+    async with volume_lab() as lab:
+        async with lab.host("a") as a:
+            await put(a, b"old", b"x" * 40 * MIB)
+            await a.namespace.unlink(ROOT, b"old")
+            await a.sync()
+            _, file = await a.namespace.create(ROOT, b"g", creation())
+            waited = 0
+            for at in range(0, 20 * MIB, size):
+                if not file.write_now(at, b"n" * size):
+                    waited += 1
+                    await file.write(at, b"n" * size)
+            end = file.attributes.size
+            assert waited <= 7  # the levels below, and blocks 0, 1, 3, 7, 15
+            await a.namespace.setattr(file.address, AttributeChanges(size=60 * MIB))
+            await file.write(40 * MIB, b"m" * MIB)
+            await file.write(41 * MIB, b"m")
+            assert file.write_now(41 * MIB + 1, b"m" * MIB)  # over a border, in a hole
+            content = b"n" * end + bytes(40 * MIB - end) + b"m" * (2 * MIB + 1)
+            await file.fsync()
+            lab.kill(a)
+        async with lab.host("b") as b:
+            assert (await cat(b, b"g")) == content.ljust(60 * MIB, b"\0")
+        await lab.assert_clean()
+
+
+async def test_a_device_that_takes_its_time_fills_promised_blocks_too(
+    autojump_clock: MockClock,
+) -> None:
+    """Nobody finds too little space for the sake of a write that is under way."""
+    async with volume_lab() as lab:
+        lab.io_seconds = 0.01
+        async with lab.host("a") as a:
+            _, file = await a.namespace.create(ROOT, b"g", creation())
+            await file.write(0, b"0" * 8 * MIB)
+            await file.write(8 * MIB, b"8" * MIB)
+            promised = a._ground.allocator.preallocations
+            assert promised.count == 8
+            _, other = await a.namespace.create(ROOT, b"o", creation())
+            free = a.namespace.statistics().blocks_free
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(file.write, 9 * MIB, b"9" * MIB)
+                await other.write((free - 5) * MIB, b"o" * 4 * MIB)
+                await other.write(0, b"o" * (free - 5) * MIB)
+            assert promised.count == 0
+            assert a.namespace.statistics().blocks_free == 0
+            assert await file.read(8 * MIB, 9 * MIB) == b"8" * MIB + b"9" * MIB
+            await other.release()
+            await file.release()
         await lab.assert_clean()
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import trio
+import trio.testing
 
 from tests.support.space import Disk, Host, LockTable, tiny_files
 from vmfs.errors import NoSpace
@@ -140,3 +142,36 @@ async def test_a_promise_ends_with_all_locks():
     assert not promise.is_good()
     promise.give_back()
     assert await take(a, 7) == [1, 2, 3, 4, 5, 6, 7]
+
+
+async def test_whoever_wants_blocks_back_waits_until_nothing_is_written_to_them():
+    _, a, _ = await mounted()
+    promise = await grow(a, ahead=3)
+    assert promise is not None
+    taken: list[int] = []
+
+    async def take_all() -> None:
+        taken.extend(await take(a, 20))
+
+    assert promise.is_good()
+    async with trio.open_nursery() as nursery:
+        with promise.in_use():
+            assert list(a.pinned)
+            nursery.start_soon(take_all)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not taken
+            assert blocks(promise.take(1)) == [1]
+    assert promise.count == 0
+    assert sorted(taken) == list(range(2, 22))
+    assert not a.pinned
+
+
+async def test_an_error_ends_the_promise():
+    _, a, _ = await mounted()
+    promise = await grow(a, ahead=3)
+    assert promise is not None
+    with pytest.raises(NoSpace), promise.in_use():
+        raise NoSpace("of any kind")
+    assert promise.count == 0
+    assert not a.pinned
+    assert await take(a, 3) == [1, 2, 3]

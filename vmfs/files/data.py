@@ -12,6 +12,7 @@ staged with it.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from vmfs.device.base import Buffer
@@ -24,11 +25,25 @@ from vmfs.ondisk.file_desc import DATA_SIZE, FileType
 from vmfs.space.extent import Extent, ExtentKind
 from vmfs.space.grant import Grant
 from vmfs.space.growth import Missing
-from vmfs.space.preallocation import PREALLOCATED_MAX
-from vmfs.units import MIB
+from vmfs.space.preallocation import PREALLOCATED_MAX, Preallocation
+from vmfs.units import MIB, div_ceil
 
 WRITE_STEP: Final = 16 * MIB
 """Bytes of one write that get their blocks in one transaction; bounds grants and staging."""
+
+ZEROED_AHEAD_MAX: Final = 8
+"""Blocks promised at once to who does not fill them at once: what is zeroed in vain, at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """A write into blocks that were promised, and perhaps into the one in front of them."""
+
+    blocks: Preallocation
+    place: LvOffset  # of all that is written, in one piece
+    start: int  # file offset of the first block that was promised
+    count: int
+    end: int  # file offset behind what is written
 
 
 class FileData:
@@ -64,8 +79,8 @@ class FileData:
         """As `write`, where nothing has to be waited for; else False, and nothing is written.
 
         That is so for an overwrite in place by the only user of the file on this host, for bytes
-        right behind the end of the file in a block that it has already, and for whole new blocks
-        that were promised to it. The descriptor is staged where that changes it: times change once
+        right behind the end of the file in a block that it has already, and for new blocks that
+        were promised to it. The descriptor is staged where that changes it: times change once
         a second, the length as often as it does.
 
         Raises:
@@ -88,24 +103,14 @@ class FileData:
         return True
 
     def _grow_now(self, inode: Inode, offset: int, data: bytes) -> bool:
-        """Part of `write_now`: fill whole blocks that were promised, then give them to the file."""
-        blocks, contents, length = inode.preallocation, inode.loaded, len(data)
-        if blocks is None or not self._ground.has_room or length > blocks.size:
+        """Part of `write_now`: place data in blocks that were promised, then have them."""
+        growth = self._growth(inode, offset, len(data)) if self._ground.has_room else None
+        if growth is None:
             return False
-        if not contents.map.lacks_blocks_only(offset, length) or not blocks.is_good():
-            return False
-        if not self._ground.device.write_now(blocks.place, data):
-            return False
-        contents.map.append(offset, blocks.take(length // self._ground.block_size))
-        now, count = self._ground.now(), contents.map.allocated_blocks
-        contents.change(
-            length=max(contents.desc.length, offset + length),
-            mtime=now,
-            ctime=now,
-            allocated_blocks=count,
-            new_blocks=count,
-        )
-        inode.stage(self._ground.metadata, area=contents.map.lists_blocks_itself)
+        with growth.blocks.in_use():
+            if not self._ground.device.write_now(growth.place, data):
+                return False
+            self._stage_growth(inode, growth)
         return True
 
     async def read(self, inode: Inode, offset: int, length: int) -> bytes:
@@ -170,6 +175,10 @@ class FileData:
         await self._zero_up_to(contents, offset)
         block_map = contents.map
         await block_map.load(offset, len(data))
+        growth = self._growth(inode, offset, len(data))
+        if growth is not None:
+            await self._grow(inode, growth, data)
+            return
         missing = block_map.missing(offset, len(data), file_length=contents.desc.length)
         old = [] if missing.carried or missing.free else block_map.extents(offset, len(data))
         if missing.nothing:
@@ -181,22 +190,75 @@ class FileData:
         async with self._ground.allocator.reserve(
             want=missing.want, free=missing.free, near=missing.near, label=str(inode)
         ) as grant:
-            self._preallocate(inode, missing, grant)
+            await self._preallocate(inode, missing, grant, offset, len(data))
             await self._fill(inode, missing, grant, offset, data)
             await self._overwrite(old, offset, data)
             await self._ground.room(missing.room + grant.room)
             block_map.install(missing, grant)
             self._stage_write(inode, offset, data, grown=True)
 
-    def _preallocate(self, inode: Inode, missing: Missing, grant: Grant) -> None:
+    def _growth(self, inode: Inode, offset: int, length: int) -> Growth | None:
+        """How a write fits into blocks that were promised to the file; None if it does not.
+
+        It may begin in the block in front of them. Nothing of the range that becomes the file's
+        may show what it held before: it is written, or it was zeroed when it was promised.
+        """
+        blocks, block_map, size = inode.preallocation, inode.loaded.map, self._ground.block_size
+        head = -offset % size
+        count = div_ceil(length - head, size)
+        if blocks is None or not 0 < count <= blocks.count or not blocks.is_good():
+            return None
+        if (length - head) % size and not blocks.reads_as_zero:
+            return None
+        place = LvOffset(blocks.place - head)
+        if head and block_map.place(offset, head) != place:
+            return None
+        if not block_map.lacks_blocks_only(offset + head, count * size):
+            return None
+        return Growth(
+            blocks=blocks, place=place, start=offset + head, count=count, end=offset + length
+        )
+
+    async def _grow(self, inode: Inode, growth: Growth, data: memoryview) -> None:
+        """As `_grow_now`, and waits where that must be."""
+        with growth.blocks.in_use():
+            await self._ground.device.write(growth.place, data)
+            await self._ground.room()
+            self._stage_growth(inode, growth)
+
+    def _stage_growth(self, inode: Inode, growth: Growth) -> None:
+        """Give the file what was promised and is filled now."""
+        contents, now = inode.loaded, self._ground.now()
+        contents.map.append(growth.start, growth.blocks.take(growth.count))
+        count = contents.map.allocated_blocks
+        contents.change(
+            length=max(contents.desc.length, growth.end),
+            mtime=now,
+            ctime=now,
+            allocated_blocks=count,
+            new_blocks=count,
+        )
+        inode.stage(self._ground.metadata, area=contents.map.lists_blocks_itself)
+
+    async def _preallocate(
+        self, inode: Inode, missing: Missing, grant: Grant, offset: int, length: int
+    ) -> None:
         """Promise a file that is written in order what it will most likely want next.
 
-        As much again as stands in one piece in front of it, so a small file gets nothing.
+        As much again as stands in one piece in front of it, so a small file gets nothing. Whoever
+        writes less than a block at a time gets zeroes.
         """
-        if inode.writers and not missing.carried and len(missing.blocks):
-            count = inode.loaded.map.run_before(int(missing.blocks[0]), PREALLOCATED_MAX)
-            promise = self._ground.allocator.preallocations.promise
-            inode.preallocation = promise(grant, count, label=str(inode))
+        if not inode.writers or missing.carried or not len(missing.blocks):
+            return
+        in_part = (offset + length) % self._ground.block_size != 0
+        limit = ZEROED_AHEAD_MAX if in_part else PREALLOCATED_MAX
+        count = inode.loaded.map.run_before(int(missing.blocks[0]), limit)
+        promise = self._ground.allocator.preallocations.promise
+        inode.preallocation = blocks = promise(grant, count, label=str(inode))
+        if blocks is not None and in_part:
+            with blocks.in_use():
+                await self._ground.device.write_zeroes(blocks.place, blocks.size)
+                blocks.reads_as_zero = True
 
     async def _end_write(self, inode: Inode, offset: int, data: memoryview, *, grown: bool) -> None:
         """Stage what a write changed in the descriptor, if anything."""

@@ -166,7 +166,7 @@ class Allocator:
                 return grant
             grant.close()
             whom = self._whom_to_ask(short, asked)
-            if self.preallocations.give_back():
+            if await self.preallocations.give_back():
                 continue
             if self._ledger.unsettled and not settled:
                 settled = True

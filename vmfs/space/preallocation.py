@@ -2,6 +2,7 @@
 
     a write allocates   ─► `Preallocations.promise`: the free blocks right behind those it gets
     the next writes     ─► `is_good`, fill the blocks, `take`: no search, no wait, one bit staged
+                           (`in_use` around it, where filling them has to wait)
     anything else       ─► `give_back`
 
 A promise pins nothing and stands nowhere on the volume. So it never keeps the lock of a cluster
@@ -12,11 +13,15 @@ asks anybody else (docs/decisions/015).
 Invariant: what is promised is free on the volume as staged, and in one promise or grant only.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
+import trio
 
 from vmfs.ids import LvOffset
+from vmfs.locks.base import Pin
 from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.disk_lock import LockMode
 from vmfs.space.cluster import Cluster
@@ -32,7 +37,7 @@ PREALLOCATED_MAX: Final = 64
 class Preallocation:
     """Blocks of one cluster, side by side, that one file uses next. All methods are plain."""
 
-    __slots__ = ("_all", "_cluster", "_end", "_label", "_next")
+    __slots__ = ("_all", "_cluster", "_end", "_ends", "_label", "_next", "_used", "reads_as_zero")
 
     def __init__(
         self, every: "Preallocations", cluster: Cluster, *, first: int, count: int, label: str
@@ -43,6 +48,9 @@ class Preallocation:
         self._next = first
         self._end = first + count
         self._label = label
+        self._used: trio.Event | None = None  # set when nobody writes to the blocks any more
+        self._ends = False  # as soon as nobody does
+        self.reads_as_zero = False  # the caller has zeroed what is left
 
     @property
     def count(self) -> int:
@@ -61,7 +69,33 @@ class Preallocation:
 
     def is_good(self) -> bool:
         """Whether they may be filled and taken, as long as nothing is awaited."""
-        return self._all.holds(self._cluster, self._label)
+        pin = self._all.pin(self._cluster, self._label)
+        if pin is None:
+            return False
+        pin.release()
+        return True
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Let the blocks be written to, and taken, over any `await` inside. Only while `is_good`.
+
+        Whoever wants them back waits, and the cluster's lock is pinned. An error ends the promise.
+        """
+        assert self._used is None, "one operation at a time, as the guard of the file has it"
+        pin = self._all.pin(self._cluster, self._label)
+        assert pin is not None, "not asked whether it is good"
+        self._used = used = trio.Event()
+        try:
+            yield
+        except BaseException:
+            self._ends = True  # nobody knows what stands in the blocks now
+            raise
+        finally:
+            self._used = None
+            used.set()
+            pin.release()
+            if self._ends:
+                self.give_back()
 
     def take(self, count: int) -> Addresses:
         """Take the next `count` blocks; stages their cluster. Only while `is_good`."""
@@ -73,11 +107,19 @@ class Preallocation:
         return self._cluster.file.pack(self._cluster.number, indices)
 
     def give_back(self) -> None:
-        """End the promise. A second call does nothing."""
-        if self.count:
-            self._cluster.give_back(np.arange(self._next, self._end, dtype=np.int64))
-        self._next = self._end
-        self._all.forget(self)
+        """End the promise, when it is not `in_use` any more. A second call does nothing."""
+        self._ends = True
+        if self._used is None:
+            if self.count:
+                self._cluster.give_back(np.arange(self._next, self._end, dtype=np.int64))
+            self._next = self._end
+            self._all.forget(self)
+
+    async def given_back(self) -> None:
+        """End the promise, and wait until it has ended."""
+        self.give_back()
+        if self._used is not None:
+            await self._used.wait()
 
 
 class Preallocations:
@@ -114,21 +156,21 @@ class Preallocations:
         self._promises.add(promise)
         return promise
 
-    def holds(self, cluster: Cluster, label: str) -> bool:
-        """Whether this host has the cluster's lock, is not giving it up, and knows the cluster."""
+    def pin(self, cluster: Cluster, label: str) -> Pin | None:
+        """Pin the lock of a cluster, if this host has it still, and knows what it knew then."""
         lock = cluster.file.cluster_lock(cluster.number)
         pin = self._locks.try_cached(lock, LockMode.EXCLUSIVE, label=label)
-        if pin is None:
-            return False
+        if pin is None or (pin.token == cluster.token and self.ledger.is_current(cluster)):
+            return pin
         pin.release()
-        return pin.token == cluster.token and self.ledger.is_current(cluster)
+        return None
 
-    def give_back(self) -> bool:
-        """Take all promises back; whether there were any."""
-        found = bool(self._promises)
-        for promise in list(self._promises):
-            promise.give_back()
-        return found
+    async def give_back(self) -> bool:
+        """Take all promises back; whether there were any. The caller has no cluster pinned."""
+        promises = list(self._promises)
+        for promise in promises:
+            await promise.given_back()
+        return bool(promises)
 
     def forget(self, promise: Preallocation) -> None:
         """It has ended."""
