@@ -163,14 +163,22 @@ async def test_what_is_to_be_staged_waits_for_room_in_the_transaction(
         assert file.write_now(0, NEW)
 
 
-async def test_who_may_not_write_or_appends_does_not_write_now(autojump_clock: MockClock) -> None:
+async def test_who_may_not_write_does_not_write_now(autojump_clock: MockClock) -> None:
     async with overwritable() as (_, a, file):
-        appending = await a.namespace.open(file.address, writing=True, append=True)
-        assert not appending.write_now(0, NEW)
-        await appending.release()
         reading = await a.namespace.open(file.address, writing=False)
         assert not reading.write_now(0, NEW)
         await reading.release()
+        assert await file.read(0, 3 * MIB) == OLD
+
+
+async def test_who_appends_writes_at_the_true_end_now(autojump_clock: MockClock) -> None:
+    async with overwritable() as (_, a, file):
+        await file.write(3 * MIB, b"end")
+        appending = await a.namespace.open(file.address, writing=True, append=True)
+        assert appending.write_now(0, NEW)
+        assert appending.write_now(MIB, b"more")
+        await appending.release()
+        assert await file.read(3 * MIB - 1, MIB) == b"oend" + NEW + b"more"
         assert await file.read(0, 3 * MIB) == OLD
 
 
@@ -337,27 +345,51 @@ async def test_a_host_that_is_killed_leaves_no_promise_behind(autojump_clock: Mo
         await lab.assert_clean()
 
 
-async def test_holes_and_what_is_cut_off_are_not_answered_now(autojump_clock: MockClock) -> None:
+async def test_holes_are_read_now_but_not_filled(autojump_clock: MockClock) -> None:
     async with overwritable() as (_, a, file):
         await a.namespace.setattr(file.address, AttributeChanges(size=MIB))
         await a.namespace.setattr(file.address, AttributeChanges(size=3 * MIB))
-        assert refuses(file, offset=MIB)
-        assert refuses(file, offset=MIB - 1)
-        assert not refuses(file, offset=MIB - len(NEW))
-        assert await file.read(MIB, 2 * MIB) == bytes(2 * MIB)
+        assert file.read_now(MIB, 2 * MIB) == bytes(2 * MIB)
+        assert file.read_now(MIB - 2, MIB + 9) == b"oo" + bytes(MIB + 7)
+        assert not file.write_now(MIB, NEW)
+        assert not file.write_now(MIB - 1, NEW)
+        assert file.write_now(MIB - len(NEW), NEW)
+
+
+async def test_pieces_are_read_now_if_the_device_has_them_all(autojump_clock: MockClock) -> None:
+    async with volume_lab() as lab, lab.host("a") as a:
+        _, file = await a.namespace.create(ROOT, b"f", creation())
+        for block in (2, 0, 4):  # each behind the one before it
+            await file.write(block * MIB, b"%d" % block * MIB)
+        got = file.read_now(100, 5 * MIB)
+        assert got == b"0" * (MIB - 100) + bytes(MIB) + b"2" * MIB + bytes(MIB) + b"4" * MIB
+        permit_of(a).recall()
+        assert file.read_now(100, 5 * MIB) is None
+        assert file.read_now(MIB, MIB) == bytes(MIB)  # nothing of it is on the LUN
+        permit_of(a).grant()
+        await file.release()
 
 
 @pytest.mark.parametrize("size", [700, 6000])
-async def test_small_files_are_not_answered_now(autojump_clock: MockClock, size: int) -> None:
-    """In the descriptor, and in a sub-block."""
-    async with volume_lab() as lab, lab.host("a") as a:
-        made = await put(a, b"f", b"o" * size)
-        file = await a.namespace.open(made.address, writing=True)
-        assert file.read_now(0, 10) is None
-        await file.write(0, b"n")
-        assert not file.write_now(0, b"m")
-        assert await file.read(0, 2) == b"no"
-        await file.release()
+async def test_small_files_are_read_and_written_now(autojump_clock: MockClock, size: int) -> None:
+    """In the descriptor, and in a sub-block; not where they outgrow it."""
+    async with volume_lab() as lab:
+        async with lab.host("a") as a:
+            made = await put(a, b"f", b"o" * size)
+            file = await a.namespace.open(made.address, writing=True)
+            await file.read(0, 1)
+            assert file.read_now(size - 5, 10) == b"o" * 5
+            assert file.write_now(1, b"nn")
+            assert file.write_now(size, b"end")
+            assert file.attributes.size == size + 3
+            assert not file.write_now(size + 4, b"g")  # it would leave a gap
+            assert not file.write_now(0, bytes(9000))
+            assert file.read_now(0, 9000) == b"onn" + b"o" * (size - 3) + b"end"
+            await file.fsync()
+            lab.kill(a)
+        async with lab.host("b") as b:
+            assert await cat(b, b"f") == b"onn" + b"o" * (size - 3) + b"end"
+        await lab.assert_clean()
 
 
 async def test_pointers_that_are_not_in_memory_are_not_read_now(autojump_clock: MockClock) -> None:

@@ -186,6 +186,27 @@ async def test_append_leaves_pointer_blocks_to_others():
     assert not shared.lacks_blocks_only(0, BLOCK_SIZE)
 
 
+async def test_few_blocks_and_many_have_the_same_extents(monkeypatch):
+    file = await tiny_file(Zla.FB)
+    for block, count in ((3, 2), (1, 1), (6, 1), (8, 2)):
+        await file.write((SLOTS + block) * PER_BLOCK, count * PER_BLOCK, b"w")
+    start = SLOTS * BLOCK_SIZE
+    await file.map.load(start, 12 * BLOCK_SIZE)
+    for offset in range(start, start + 9 * BLOCK_SIZE, BLOCK_SIZE // 2 + 1):
+        for length in (0, 1, BLOCK_SIZE, 2 * BLOCK_SIZE + 7, 3 * BLOCK_SIZE):
+            monkeypatch.undo()
+            few = file.map.extents(offset, length)
+            assert file.map.known_extents(offset, length) == few
+            empty = len(few) == 1 and few[0].kind in (ExtentKind.HOLE, ExtentKind.ZERO)
+            in_one = length and offset // BLOCK_SIZE == (offset + length - 1) // BLOCK_SIZE
+            assert file.map.is_empty(offset, length) is bool(empty and in_one) or not length
+            monkeypatch.setattr("vmfs.space.block_map.FEW_BLOCKS", 0)
+            assert file.map.extents(offset, length) == few
+    file.reload()
+    assert file.map.known_extents(start, BLOCK_SIZE) is None
+    assert not file.map.is_empty(start, BLOCK_SIZE)
+
+
 async def test_runs_in_front_of_a_block():
     file = await tiny_file(Zla.FB)
     await file.write(2 * PER_BLOCK, 3 * PER_BLOCK, b"w")
@@ -303,6 +324,8 @@ async def test_tbz_block_reads_as_zero_until_it_is_written():
     for index in range(PER_BLOCK, 2 * PER_BLOCK):
         del file.expected[index]
     await file.check()
+    assert file.map.is_empty(BLOCK_SIZE, BLOCK_SIZE)
+    assert not file.map.is_empty(0, BLOCK_SIZE)
 
     missing = await file.write(PER_BLOCK + 2, 1, b"new ")
 
@@ -366,6 +389,14 @@ async def test_pointer_block_of_a_snapshot_is_neither_written_nor_freed():
     assert len(tail.addresses) == 0
     assert tail.done
     assert not tail.pointers.any()
+
+
+async def test_sub_block_of_a_snapshot_has_no_place_to_be_overwritten():
+    own, shared = (SbAddress(cluster=0, resource=resource).pack() for resource in (0, 1))
+    block_map = map_of(Zla.SB, [own, shared | 0x20])
+    await block_map.load(0, SUB_BLOCK_SIZE)
+    assert block_map.place(0, SUB_BLOCK_SIZE) == block_map.extents(0, 1)[0].lv_offset
+    assert block_map.place(SUB_BLOCK_SIZE, 1) is None
 
 
 async def test_directory_of_several_sub_blocks_is_read_and_rewritten_in_place():

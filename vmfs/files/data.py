@@ -57,8 +57,9 @@ class FileData:
     def read_now(self, inode: Inode, offset: int, length: int) -> Buffer | None:
         """As `read`, where nothing has to be waited for; else None, and nothing has happened.
 
-        That is so for plain data in one piece, of a file that nobody on this host changes. All of
-        it happens in one step of the loop, so nobody can come in between, and no guard is entered.
+        That is so where the pointers and the data are at hand, of a file that nobody on this host
+        changes; a hole needs no data. All of it happens in one step of the loop, so nobody can come
+        in between, and no guard is entered.
 
         Returns:
             Bytes that are good until the next `await`: use them at once, or copy them.
@@ -73,12 +74,32 @@ class FileData:
         if count <= 0:
             return b""
         place = contents.map.place(offset, count)
-        return None if place is None else self._ground.device.read_now(place, count)
+        if place is None:
+            return self._read_pieces_now(contents, offset, count)
+        return self._ground.device.read_now(place, count)
+
+    def _read_pieces_now(self, contents: Contents, offset: int, count: int) -> Buffer | None:
+        """Part of `read_now`: what is not data in one piece."""
+        if contents.is_resident:
+            return bytes(contents.resident[offset : offset + count])
+        if contents.map.is_empty(offset, count):
+            return bytes(count)
+        extents = contents.map.known_extents(offset, count)
+        if extents is None:
+            return None
+        data = bytearray(count)
+        for extent in filter(_is_data, extents):
+            part = self._ground.device.read_now(extent.lv_offset, extent.length)
+            if part is None:
+                return None
+            start = extent.file_offset - offset
+            data[start : start + extent.length] = part
+        return data
 
     def write_now(self, inode: Inode, offset: int, data: bytes) -> bool:
         """As `write`, where nothing has to be waited for; else False, and nothing is written.
 
-        That is so for an overwrite in place by the only user of the file on this host, for bytes
+        That is so for the only user of the file on this host: for an overwrite in place, for bytes
         right behind the end of the file in a block that it has already, and for new blocks that
         were promised to it. The descriptor is staged where that changes it: times change once
         a second, the length as often as it does.
@@ -93,6 +114,8 @@ class FileData:
         changes = offset + length > desc.length or desc.mtime != now or desc.ctime != now
         if offset > desc.length or (changes and not self._ground.has_room):
             return False
+        if contents.is_resident:
+            return self._write_resident_now(inode, offset, data)
         place = contents.map.place(offset, length)
         if place is None:
             return self._grow_now(inode, offset, data)
@@ -100,6 +123,13 @@ class FileData:
             return False
         if changes:
             self._stage_write(inode, offset, memoryview(data), grown=False)
+        return True
+
+    def _write_resident_now(self, inode: Inode, offset: int, data: bytes) -> bool:
+        """Part of `write_now`: nothing but the descriptor is changed."""
+        if offset + len(data) > DATA_SIZE or not self._ground.has_room:
+            return False
+        self._stage_write(inode, offset, memoryview(data), grown=False)
         return True
 
     def _grow_now(self, inode: Inode, offset: int, data: bytes) -> bool:

@@ -48,7 +48,6 @@ class OpenFile:
         self._open = True
         # The volume's own files are metadata: what is staged of them counts.
         self._reads_now = inode.desc.type is not FileType.SYSTEM
-        self._writes_now = writing and not append
         ground.locks.hold_open(inode.lock, self._mode, label=self._label)
         if writing:
             inode.writers += 1
@@ -92,7 +91,10 @@ class OpenFile:
         Raises:
             DeviceError: the LUN cannot be written.
         """
-        return self._writes_now and self._data.write_now(self._inode, offset, data)
+        if not self._writing:
+            return False
+        at = self._inode.desc.length if self._append else offset
+        return self._data.write_now(self._inode, at, data)
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read up to `length` bytes at `offset`; fewer only at the end of the file.

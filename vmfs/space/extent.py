@@ -41,6 +41,13 @@ class Extent:
         """File offset behind the last byte."""
         return self.file_offset + self.length
 
+    def goes_on_with(self, other: "Extent") -> bool:
+        """Whether the two, which are neighbours in the file, are one."""
+        if self.kind is not other.kind:
+            return False
+        adjacent = self.lv_offset + self.length == other.lv_offset
+        return adjacent or self.kind is not ExtentKind.DATA
+
 
 def block_extents(
     addresses: NDArray[np.uint32], *, first_block: int, block_size: int

@@ -98,6 +98,8 @@ class PointerTree:
 
     def is_loaded(self, start: int, count: int) -> bool:
         """Whether `gather` can answer for these file blocks without a `load` before."""
+        if count == 1:
+            return self._slots_checked and self._has(start)
         return self._slots_checked and all(
             self._has(leaf.start) for leaf in index_path.leaves(self.zla, start, count, self.shape)
         )
