@@ -395,7 +395,7 @@ async def test_sub_block_of_a_snapshot_has_no_place_to_be_overwritten():
     own, shared = (SbAddress(cluster=0, resource=resource).pack() for resource in (0, 1))
     block_map = map_of(Zla.SB, [own, shared | 0x20])
     await block_map.load(0, SUB_BLOCK_SIZE)
-    assert block_map.place(0, SUB_BLOCK_SIZE) == block_map.extents(0, 1)[0].lv_offset
+    assert block_map.place(0, 1) == block_map.extents(0, 1)[0].lv_offset
     assert block_map.place(SUB_BLOCK_SIZE, 1) is None
 
 
