@@ -1,8 +1,8 @@
 """Every request of the kernel, answered from a `Tree`.
 
 Thin on purpose: numbers to nodes, handles to open files, errors to errnos (`translate`,
-`known_nodes`, `handles`, `answering` do it); what an operation *means* is the business of `files`.
-Every handler is `answered`: see there why.
+`known_nodes`, `handles`, `answering` do it), a listing's names to replies (`listing_replies`); what
+an operation *means* is the business of `files`. Every handler is `answered`: see there why.
 
 Not here, and therefore ENOSYS, once, after which the kernel does not ask again: access (the kernel
 checks permissions itself, `default_permissions`), getxattr and its family (answering it costs a
@@ -27,16 +27,15 @@ from vmfs.files.attributes import (
     AttributeChanges,
     Attributes,
     Creation,
-    ListedName,
 )
 from vmfs.fuse import known_nodes
 from vmfs.fuse.answering import answered, of_file, of_inode, of_name, of_volume, refused
 from vmfs.fuse.handles import Handles
 from vmfs.fuse.kernel_cache import KernelCache
 from vmfs.fuse.known_nodes import KnownNodes
-from vmfs.fuse.listing import Listing, Names
+from vmfs.fuse.listing import Listing
+from vmfs.fuse.listing_replies import ListingReplies
 from vmfs.fuse.translate import (
-    bare_entry,
     changes_of,
     entry_of,
     is_for_writing,
@@ -47,16 +46,12 @@ from vmfs.fuse.translate import (
 )
 from vmfs.fuse.tree import Tree, TreeFile
 from vmfs.ids import FdAddress
-from vmfs.ondisk.file_desc import FileType
 
 log = logging.getLogger("vmfs.fuse")
 
 _CREATE_TRIES_MAX: Final = 8
 """open(O_CREAT) without O_EXCL against another host that creates and deletes the same name: how
 often the name may appear and vanish between two looks before the caller gets ESTALE."""
-
-_DOT, _DOT_DOT, _FIRST_NAME = 0, 1, 2
-"""Positions in a listing: `.`, `..`, and from 2 on the directory's own, moved up by 2."""
 
 
 @dataclass(slots=True)
@@ -84,6 +79,7 @@ class Operations(pyfuse3.Operations):
         self._directories: Handles[Listing] = Handles()
         self._directories_seen: dict[FdAddress, Attributes] = {}  # as long as the kernel knows them
         self.cache = KernelCache(namespace, self._known)
+        self._listings = ListingReplies(namespace, self._known, self.cache, self._see)
         namespace.watch(self.cache)
 
     # --- names ---
@@ -325,15 +321,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         """List names with their attributes; each entry that fits counts as a lookup."""
         self.cache.listing_taken(fh)
-        listing = self._directories[fh]
-        if start_id <= _DOT_DOT and not await self._reply_dots(listing.address, start_id, token):
-            return
-        names = await listing.names(max(start_id - _FIRST_NAME, 0))
-        if self._reply_at_hand(fh, names, token):
-            return
-        await listing.look_ahead(names)
-        if not self._reply_at_hand(fh, names, token):
-            await self._reply_one_by_one(listing, names, token)
+        await self._listings.reply(fh, self._directories[fh], start_id, token)
 
     @answered(of_volume)
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -457,83 +445,6 @@ class Operations(pyfuse3.Operations):
             self._namespace.forget(address)
         except Exception:
             log.exception("bug: verb=forget on=<%#010x>", address)
-
-    async def _reply_dots(self, directory: FdAddress, start: int, token: ReaddirToken) -> bool:
-        """Reply with `.` and `..`, as far as they are still to come. Whether all of them fitted."""
-        own = known_nodes.inode_of(directory, root=ROOT_ADDRESS)
-        if start == _DOT and not pyfuse3.readdir_reply(
-            token, b".", bare_entry(own, stat.S_IFDIR), _DOT_DOT
-        ):
-            return False
-        try:
-            above = (await self._namespace.lookup(directory, b"..")).address
-        except (NotFound, StaleHandle):
-            above = directory  # removed while it is being listed
-        inode = known_nodes.inode_of(above, root=ROOT_ADDRESS)
-        return pyfuse3.readdir_reply(token, b"..", bare_entry(inode, stat.S_IFDIR), _FIRST_NAME)
-
-    def _reply_at_hand(self, fh: int, names: Names, token: ReaddirToken) -> bool:
-        """Reply with the first of `names`, as far as all is known of them.
-
-        Returns:
-            Whether there is anything in the reply, which then must go out at once.
-        """
-        listing = self._directories[fh]
-        directory = listing.address
-        lasting = self.cache.name_seconds(directory, self._namespace.tenure(directory))
-        replied = False
-        for following, listed, node in listing.at_hand(names):
-            if node is None:
-                continue  # deleted since
-            entry = self.cache.entry(node) if lasting else None
-            if entry is None:
-                looked = listing.looked_at(listed.name, node)
-                if looked is None:
-                    break
-                entry = self._entry_of(looked, lasting)
-            if not pyfuse3.readdir_reply(token, listed.name, entry, following + _FIRST_NAME):
-                break
-            self._known.add(
-                node.address, parent=directory, name=listed.name, generation=node.generation
-            )
-            if not replied:
-                listing.told(node.address)
-            replied = True
-        if replied and lasting:
-            self.cache.listing_sent(fh, directory)
-        return replied
-
-    async def _reply_one_by_one(self, listing: Listing, names: Names, token: ReaddirToken) -> None:
-        """The same without letting the kernel keep anything, and whatever it takes."""
-        while names:
-            async for following, listed, looked in listing.one_by_one(names):
-                if looked is None:
-                    continue
-                entry = self._entry_of(looked, 0, keep=False)
-                if not pyfuse3.readdir_reply(token, listed.name, entry, following + _FIRST_NAME):
-                    return
-                self._known.add(
-                    looked.address,
-                    parent=listing.address,
-                    name=listed.name,
-                    generation=looked.generation,
-                )
-            names = await listing.names(names[-1][0])
-
-    def _entry_of(
-        self, looked: Attributes | ListedName, lasting: float, *, keep: bool = True
-    ) -> EntryAttributes:
-        """What a listing says of a name, which may be kept for so long; `keep`: attributes, too."""
-        if isinstance(looked, ListedName):
-            inode = known_nodes.inode_of(looked.address, root=ROOT_ADDRESS)
-            is_directory = looked.type is FileType.DIRECTORY
-            return bare_entry(inode, stat.S_IFDIR if is_directory else stat.S_IFREG)
-        self._see(looked)
-        attribute_seconds = self.cache.attribute_seconds(looked) if keep else 0
-        entry = entry_of(looked, name_seconds=lasting, attribute_seconds=attribute_seconds)
-        if lasting and attribute_seconds:
-            self.cache.remember(looked.address, entry)
-        return entry
 
     async def _stripped(self, address: FdAddress, changes: AttributeChanges) -> AttributeChanges:
         """The same changes, and set-user-ID and set-group-ID taken away from a regular file."""
