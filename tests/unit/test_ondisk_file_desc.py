@@ -17,6 +17,14 @@ from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 AT = LOCK_AT + 512
 
 
+def test_changed_is_a_replacement() -> None:
+    desc = file_desc()
+    fields = {"length": 77, "mtime": 5, "reserved_70": b"r" * 25, "zla": Zla.DOUBLE}
+
+    assert desc.changed(fields) == dataclasses.replace(desc, **fields)  # type: ignore[arg-type]
+    assert desc.changed({}) == desc == file_desc()
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [

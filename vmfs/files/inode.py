@@ -9,7 +9,6 @@ Contents change only together with the running transaction, in one step that doe
 the guard (exclusive) and an exclusive pin. `stage` is the end of every such step.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Final
 
@@ -65,7 +64,7 @@ class Contents:
 
     def change(self, **fields: int) -> None:
         """Replace fields of the metadata in memory; `stage` follows in the same step."""
-        self.desc = dataclasses.replace(self.desc, **fields)  # type: ignore[arg-type]
+        self.desc = self.desc.changed(fields)
 
     def add_links(self, count: int) -> None:
         """Raise (or lower) the link count in memory."""

@@ -176,7 +176,7 @@ class BlockMap:
         }
         if all(getattr(desc, field) == value for field, value in now.items()):
             return desc
-        return dataclasses.replace(desc, **now)
+        return desc.changed(now)
 
     def restart(self, zla: Zla) -> None:
         """Begin again at a lower level: an empty file need not stay as deep as it once was.
