@@ -17,6 +17,7 @@ import trio
 
 from vmfs.device import linux
 from vmfs.device.base import Buffer, assert_range
+from vmfs.device.turn import Turn
 from vmfs.errors import DeviceError, Unsupported
 from vmfs.units import GIB, MIB, SECTOR_SIZE
 
@@ -72,7 +73,7 @@ class LunDevice(ABC):
         self._write_count = self._write_size = 0
         self._counts: Counter[str] = Counter()  # of what is not done thousands of times a second
         self._unable: set[str] = set()
-        self._flush_turn = trio.Lock()
+        self._flush_turn = Turn()
         self._flushes_begun = 0
         self._flushes_ended = 0  # number of the last one that has ended well
         self._flush_error: str | None = None
