@@ -17,8 +17,9 @@ async def test_a_free_turn_is_taken_without_yielding() -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
-        async with turn:
-            assert turn.locked()
+        for _ in range(3):  # a second yield comes after the other task, whatever trio's order
+            async with turn:
+                assert turn.locked()
         assert not others
 
     assert others
