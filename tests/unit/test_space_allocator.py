@@ -10,10 +10,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.support.space import Disk, Host, LockTable, tiny_files
+from tests.support.space import Disk, FakePin, Host, LockTable, tiny_files
 from vmfs.errors import CorruptRecord, LockBusy, NoSpace
-from vmfs.locks.order import LockKind
+from vmfs.locks.order import LockId, LockKind
 from vmfs.ondisk.address import AddressType, FbAddress
+from vmfs.ondisk.disk_lock import LockMode
 from vmfs.ondisk.resource import ClusterMeta
 from vmfs.space.counters import FreeCount
 
@@ -207,6 +208,26 @@ async def test_freed_resource_comes_back_after_its_commit_only():
     assert set(again) == set(everything[:2])
     await a.staging.commit()
     assert disk.used(SB) == set(everything)
+
+
+async def test_cluster_whose_free_resources_are_all_unsettled_is_not_even_pinned(monkeypatch):
+    _, a, _ = await mounted()
+    everything = sorted(await take(a, FB, 22))
+    early, late = everything[0], everything[-1]
+    await free(a, [late])
+    await a.staging.commit()
+    await free(a, [early])
+    pinned: list[int] = []
+    try_acquire = a.locks.try_acquire
+
+    async def seen(lock: LockId, mode: LockMode, *, label: str = "") -> FakePin | None:
+        pinned.append(lock.index)
+        return await try_acquire(lock, mode, label=label)
+
+    monkeypatch.setattr(a.locks, "try_acquire", seen)
+
+    assert await take(a, FB, 1, near=early) == [late]
+    assert pinned == [blocks([late])[0] // 4]
 
 
 async def test_block_with_contents_in_the_journal_waits_for_the_checkpoint():

@@ -27,9 +27,10 @@ lock; what is cached of a cluster is what the volume says, overlaid by what is s
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Final
 
 import numpy as np
@@ -64,6 +65,40 @@ class _Shortfall:
     busy: tuple[ClusterKey, ...]  # clusters with room that other live hosts hold
 
 
+class _Reservation:
+    """`Allocator.reserve`. A class, because it is on the way of every operation that changes."""
+
+    __slots__ = ("_allocator", "_free", "_grant", "_label", "_near", "_want")
+
+    def __init__(
+        self,
+        allocator: "Allocator",
+        want: Mapping[AddressType, int],
+        free: Addresses | Sequence[int],
+        near: Iterable[int],
+        label: str,
+    ) -> None:
+        self._allocator = allocator
+        self._want = want
+        self._free = free
+        self._near = near
+        self._label = label
+
+    async def __aenter__(self) -> Grant:
+        self._grant = await self._allocator.grant(
+            self._want, self._free, self._near, label=self._label
+        )
+        return self._grant
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._grant.close()
+
+
 class Allocator:
     """The free space of one open volume, as this host sees it."""
 
@@ -80,15 +115,14 @@ class Allocator:
             kind: int(slot * _GOLDEN % 1.0 * file.cluster_count) for kind, file in files.items()
         }
 
-    @asynccontextmanager
-    async def reserve(
+    def reserve(
         self,
         *,
         want: Mapping[AddressType, int] | None = None,
         free: Addresses | Sequence[int] = (),
         near: Iterable[int] = (),
         label: str = "",
-    ) -> AsyncIterator[Grant]:
+    ) -> AbstractAsyncContextManager[Grant]:
         """Choose and promise resources, and pin all clusters that will change.
 
         Args:
@@ -107,13 +141,22 @@ class Allocator:
         Locks: file descriptors that the operation needs are held already; clusters come last in
         the order. One operation has at most one grant at a time.
         """
-        wanted = {kind: (want or {}).get(kind, 0) for kind in KINDS}
-        frees = group_by_cluster(self._files, np.asarray(free, dtype=np.uint32))
-        grant = await self._find(wanted, frees, self._hints(near), label)
-        try:
-            yield grant
-        finally:
-            grant.close()
+        return _Reservation(self, want or {}, free, near, label)
+
+    async def grant(
+        self,
+        want: Mapping[AddressType, int],
+        free: Addresses | Sequence[int],
+        near: Iterable[int],
+        *,
+        label: str,
+    ) -> Grant:
+        """As `reserve`, for who closes the grant himself."""
+        wanted = {kind: want[kind] for kind in KINDS if want.get(kind)}
+        frees: Groups = {}
+        if len(free):
+            frees = group_by_cluster(self._files, np.asarray(free, dtype=np.uint32))
+        return await self._find(wanted, frees, self._hints(near), label)
 
     async def load_counts(self) -> None:
         """Read the free counts of all clusters: at mount, before anything else is asked."""
@@ -186,6 +229,8 @@ class Allocator:
         self, grant: Grant, frees: Groups, asked: set[ClusterKey], label: str
     ) -> None:
         """Pin the clusters that must be had, and those whose holders are asked."""
+        if not (frees or asked):
+            return
         locks = {self._lock(key): key for key in {*frees, *asked}}
         for lock, key in sorted(locks.items()):
             try:
@@ -204,10 +249,9 @@ class Allocator:
         label: str,
     ) -> _Shortfall | None:
         for kind, count in wanted.items():
-            if count:
-                short = await self._promise(grant, kind, count, hints.get(kind), label)
-                if short is not None:
-                    return short
+            short = await self._promise(grant, kind, count, hints.get(kind), label)
+            if short is not None:
+                return short
         return None
 
     async def _promise(
@@ -221,6 +265,8 @@ class Allocator:
             cluster = grant.pinned(key)
             was_pinned = cluster is not None
             if cluster is None:
+                if self._ledger.is_exhausted(key):
+                    continue
                 pin = await self._locks.try_acquire(
                     self._lock(key), LockMode.EXCLUSIVE, label=label
                 )

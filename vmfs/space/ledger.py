@@ -75,13 +75,13 @@ class Ledger:
             DeviceError: it could not be read.
         """
         key = kind, number
-        file = self._files[kind]
-        offset = file.cluster_meta_offset(number)
         while True:
             known = self._clusters.pop(key, None)
             if known is not None and known.token == token:
                 self._clusters[key] = known
                 return known
+            file = self._files[kind]
+            offset = file.cluster_meta_offset(number)
             changes = self._changes
             data = await self._staging.read(offset, ClusterMeta.SIZE)
             if key in self._clusters or changes != self._changes:
@@ -91,6 +91,11 @@ class Ledger:
             self._clusters[key] = cluster
             self.counters.note(kind, number, cluster.meta.free)
             return cluster
+
+    def is_exhausted(self, key: ClusterKey) -> bool:
+        """Whether all of a cluster in memory is in use, promised, or freed and not settled."""
+        known = self._clusters.get(key)
+        return known is not None and not known.available
 
     def write(self, cluster: Cluster) -> None:
         """Stage a cluster's metadata after a change."""

@@ -98,13 +98,7 @@ class ResourceFile:
         while offset < end:
             index, within = divmod(offset, self.block_size)
             if index >= len(self.blocks):
-                raise CorruptRecord(
-                    ResourceHeader.NAME,
-                    int(self.blocks[0]) * self.block_size,
-                    f"blocks of the {self.kind.name} file",
-                    len(self.blocks),
-                    f"more than {index}",
-                )
+                raise self._ends_before(index)
             taken = min(self.block_size - within, end - offset)
             place = int(self.blocks[index]) * self.block_size + within
             if found and found[-1][0] + found[-1][1] == place:
@@ -219,8 +213,20 @@ class ResourceFile:
         return int(wrong.argmax()) if wrong.any() else None
 
     def _place(self, offset: int) -> LvOffset:
-        (place, _), *_ = self.runs(offset, SECTOR_SIZE)
-        return place
+        """Where a sector of this file stands: a sector is in one block."""
+        index, within = divmod(offset, self.block_size)
+        if index >= len(self.blocks):
+            raise self._ends_before(index)
+        return LvOffset(int(self.blocks[index]) * self.block_size + within)
+
+    def _ends_before(self, index: int) -> CorruptRecord:
+        return CorruptRecord(
+            ResourceHeader.NAME,
+            int(self.blocks[0]) * self.block_size,
+            f"blocks of the {self.kind.name} file",
+            len(self.blocks),
+            f"more than {index}",
+        )
 
 
 ResourceFiles = Mapping[AddressType, ResourceFile]
