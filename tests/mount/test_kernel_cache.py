@@ -3,12 +3,13 @@
 import mmap
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.doctored_mount import FAULTS
+from tests.support.doctored_mount import COUNTED, FAULTS
 from tests.support.hand_overs import HandOvers, Stale
 from tests.support.mounts import Datastore, datastore, run_as_user
 from tests.support.rename import RENAME_EXCHANGE, renameat2
@@ -119,3 +120,38 @@ def test_every_change_here_is_seen_here_at_once(tmp_path: Path) -> None:
             here = shown(ds.a.path / f"{number}")
             assert here != before[number], f"change {number} did nothing"
             assert here == shown(ds.b.path / f"{number}"), f"change {number}"
+
+
+def create(path: Path) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+    assert os.fstat(fd).st_size == 0
+    os.close(fd)
+    assert path.stat().st_nlink == 1
+
+
+def make_directory(path: Path) -> None:
+    path.mkdir()
+    assert path.stat().st_nlink == 2
+
+
+def make_link(path: Path) -> None:
+    path.hardlink_to(path.parent / "linked")
+    path.stat()
+
+
+def test_what_was_made_is_not_asked_for(tmp_path: Path) -> None:
+    """Each name changes the directory, of which the kernel then asks for the attributes itself."""
+    count = 10
+    with datastore(tmp_path, hosts=()) as ds:
+        process = ds.mount("a", doctored=COUNTED).process
+        prepare(ds.a.path / "top")
+        for make, asks in ((create, 0), (make_directory, 0), (make_link, count)):
+            (ds.a.path / "top" / "begin").symlink_to("said")
+            process.wait_for("asked: symlink")
+            before = len(process.said)
+            for number in range(count):
+                make(ds.a.path / "top" / f"{make.__name__}-{number}")
+            (ds.a.path / "top" / "begin").unlink()
+            process.wait_for("asked: unlink")
+            asked = Counter(process.said[before:])["asked: getattr"]
+            assert asks <= asked - count <= asks + 3, f"{make.__name__}: {asked}"

@@ -274,7 +274,7 @@ class InodeTable:
                 inode.check_generation(desc)
                 return attributes_of(desc)
         async with self.held({address: LockMode.SHARED}) as nodes:
-            return self._attributes(nodes[address])
+            return self.attributes_now(nodes[address])
 
     def is_looked_at(self, address: FdAddress) -> bool:
         """Whether somebody here looks at the node again and again, or has it."""
@@ -293,9 +293,9 @@ class InodeTable:
         if known is None:
             return None
         inode.check_generation(known.desc)
-        return self._attributes(inode)
+        return self.attributes_now(inode)
 
-    def _attributes(self, inode: Inode) -> Attributes:
+    def attributes_now(self, inode: Inode) -> Attributes:
         """Of a node whose contents are known under its lock."""
         return attributes_of(inode.desc, tenure=self._ground.locks.tenure(inode.lock))
 

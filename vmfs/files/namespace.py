@@ -243,9 +243,9 @@ class Namespace:
             files.append(self._opened(inode, writing=True, append=append))
 
         birth = Birth(type=FileType.FILE, creation=creation)
-        await self._creator.make(parent, name, birth, open_it)
+        made = await self._creator.make(parent, name, birth, open_it)
         [file] = files
-        return file.attributes, file
+        return self._table.attributes_now(made), file
 
     async def mknod(self, parent: FdAddress, name: bytes, creation: Creation) -> Attributes:
         """Make an empty regular file without opening it.
@@ -387,7 +387,9 @@ class Namespace:
     async def _make(self, parent: FdAddress, name: bytes, birth: Birth) -> Attributes:
         # As it was born: once its lock is let go, another host may delete it at any moment.
         born: list[Attributes] = []
-        await self._creator.make(parent, name, birth, lambda inode: born.append(inode.attributes()))
+        await self._creator.make(
+            parent, name, birth, lambda inode: born.append(self._table.attributes_now(inode))
+        )
         [attributes] = born
         return attributes
 

@@ -130,8 +130,9 @@ class KernelCache:
     def attribute_seconds(self, attributes: Attributes) -> float:
         """How long attributes may be kept, in the reply that goes out now.
 
-        For LOOKUP, GETATTR and READDIRPLUS only: the kernel takes in the replies to what changes
-        something without a look at what it was told since.
+        For LOOKUP, GETATTR and READDIRPLUS, and for what makes a new node known. Else the kernel
+        takes in the replies to what changes something without a look at what it was told since; of
+        a new node it can have been told nothing, or in vain, which is owed.
         """
         if not self._notifier.attributes_expire or attributes.type not in _KEPT_TYPES:
             return 0

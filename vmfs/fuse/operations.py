@@ -96,7 +96,7 @@ class Operations(pyfuse3.Operations):
             if not lasting:
                 raise
             return no_entry(lasting)
-        return self._found(found, parent, name, seen)
+        return self._told(found, parent, name, seen)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Take lookups back. There is nobody to answer, so nothing is raised."""
@@ -115,7 +115,7 @@ class Operations(pyfuse3.Operations):
         parent = _address(parent_inode)
         seen = self._namespace.tenure(parent)
         made = await self._namespace.mknod(parent, name, _creation(mode, ctx))
-        return self._made(made, parent, name, seen)
+        return self._told(made, parent, name, seen)
 
     @answered(of_name)
     async def mkdir(
@@ -125,7 +125,7 @@ class Operations(pyfuse3.Operations):
         parent = _address(parent_inode)
         seen = self._namespace.tenure(parent)
         made = await self._namespace.mkdir(parent, name, _creation(mode, ctx))
-        return self._made(made, parent, name, seen)
+        return self._told(made, parent, name, seen)
 
     @answered(of_name)
     async def symlink(
@@ -136,7 +136,7 @@ class Operations(pyfuse3.Operations):
         seen = self._namespace.tenure(parent)
         creation = Creation(mode=0o777, uid=ctx.uid, gid=ctx.gid)
         made = await self._namespace.symlink(parent, name, target, creation)
-        return self._made(made, parent, name, seen)
+        return self._told(made, parent, name, seen)
 
     @answered(of_name)
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -175,7 +175,7 @@ class Operations(pyfuse3.Operations):
         parent = _address(new_parent_inode)
         seen = self._namespace.tenure(parent)
         linked = await self._namespace.link(_address(inode), parent, new_name)
-        return self._made(linked, parent, new_name, seen)
+        return self._shown(linked, parent, new_name, seen)
 
     # --- attributes ---
 
@@ -250,14 +250,16 @@ class Operations(pyfuse3.Operations):
                     raise
             else:
                 opened = self._opened(file, ctx, self.cache.created(made))
-                return opened, self._made(made, parent, name, seen)
+                return opened, self._told(made, parent, name, seen)
             try:
                 found = await self._namespace.lookup(parent, name)
                 file = await self._open(found.address, flags)
             except (NotFound, StaleHandle):
                 continue  # and gone again: make it
             now = file.attributes  # what was found is of before it was opened
-            return self._opened(file, ctx, self.cache.opened(now)), self._made(now, parent, name, 0)
+            return self._opened(file, ctx, self.cache.opened(now)), self._shown(
+                now, parent, name, 0
+            )
         raise StaleHandle(f"{name!r} is created and deleted by another host all the time")
 
     async def read(  # type: ignore[override]  # it takes any buffer
@@ -373,20 +375,24 @@ class Operations(pyfuse3.Operations):
         except KeyError:
             return f"<handle {fh}>"
 
-    def _found(
+    def _told(
         self, attributes: Attributes, parent: FdAddress, name: bytes, seen: int
     ) -> EntryAttributes:
         """Count the lookup that this reply is, and make the reply; `seen` as `name_seconds` has it.
 
-        Right before it is sent: nothing may be awaited in between.
+        Right before it is sent: nothing may be awaited in between. In reply to LOOKUP, or of a node
+        that was made just now, of which this is the first that the kernel hears.
         """
         lasting = self.cache.attribute_seconds(attributes)
         return self._counted(attributes, parent, name, seen, lasting)
 
-    def _made(
+    def _shown(
         self, attributes: Attributes, parent: FdAddress, name: bytes, seen: int
     ) -> EntryAttributes:
-        """As `_found`, in reply to a change: its attributes are good for one look."""
+        """As `_told`, in reply to a change of a node that the kernel may know: good for one look.
+
+        It would take these attributes in whatever it was told of the node since.
+        """
         return self._counted(attributes, parent, name, seen, 0)
 
     def _counted(
