@@ -117,6 +117,18 @@ SEQUENCES: tuple[tuple[Step, ...], ...] = (
         ("write", b"B/bar", 6_700, 9_000, 28),
         ("fsync", b"B/bar"),
     ),
+    # growth into blocks that were promised, and held another file's data
+    (
+        ("write", b"A/big", 1_300_000, 1_800_000, 35),
+        ("unlink", b"A/big"),
+        ("sync",),
+        ("creat", b"B/new"),
+        ("hold", b"B/new"),
+        ("write", b"B/new", 0, 1_048_576, 36),
+        ("write", b"B/new", 1_048_576, 1_048_576, 37),
+        ("write", b"B/new", 2_097_152, 1_048_576, 38),
+        ("fsync", b"B/new"),
+    ),
     # truncated and grown again: the old end never comes back
     (
         ("truncate", b"A/big", 100_000),

@@ -254,6 +254,8 @@ async def do(volume: Volume, step: Step) -> None:  # noqa: C901 - a table of ver
             source_parent, source_name = await _parent(volume, arguments[0])
             target_parent, target_name = await _parent(volume, arguments[1])
             await names.rename(source_parent, source_name, target_parent, target_name, flags)
+        case "hold":  # open to the end: what is promised to the file stays promised
+            await names.open((await _resolve(volume, arguments[0])).address, writing=True)
         case "write":
             path, offset, size, seed = arguments
             file = await names.open((await _resolve(volume, path)).address, writing=True)
@@ -297,7 +299,7 @@ def foresee(model: Model, step: Step) -> None:  # noqa: C901 - a table of verbs
         case "chmod":
             model.nodes[_model_resolve(model, arguments[0])].mode = arguments[1]
         case _:
-            assert verb in ("sync", "fsync"), f"no such step: {verb}"
+            assert verb in ("sync", "fsync", "hold"), f"no such step: {verb}"
 
 
 def contents(size: int, seed: int) -> bytes:
