@@ -61,6 +61,10 @@ class Holder:
     owner: VmfsUuid
 
 
+_TYPES: Final = tuple(LockType)
+_MODES: Final = tuple(LockMode)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskLock:
     """One lock record."""
@@ -121,9 +125,9 @@ class DiskLock:
         """
         require_length(cls.NAME, address, data, cls.SIZE)
         fields = cls.LAYOUT.unpack(data)
-        require_one_of(cls.NAME, address, "type", fields[0], tuple(LockType))
+        require_one_of(cls.NAME, address, "type", fields[0], _TYPES)
         require(cls.NAME, address, "own address", fields[1], address)
-        require_one_of(cls.NAME, address, "mode", fields[5], tuple(LockMode))
+        require_one_of(cls.NAME, address, "mode", fields[5], _MODES)
         count = fields[8]
         require_within(cls.NAME, address, "holder count", count, range(HOLDER_COUNT_MAX + 1))
         room: bytes = fields[9]

@@ -78,6 +78,12 @@ class Zla(IntEnum):
     RESIDENT = 0x10D1
 
 
+_TYPES: Final = tuple(FileType)
+_TYPES_IN_USE: Final = tuple(file_type for file_type in FileType if file_type)
+_ZLAS: Final = tuple(Zla)
+_ZLAS_IN_USE: Final = tuple(zla for zla in Zla if zla)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileDesc:
     """The metadata sector."""
@@ -163,10 +169,10 @@ class FileDesc:
         link_count = f[2]
         if expected is not None and (link_count or f[0]):
             require(cls.NAME, address, "own address", f[0], expected)
-        types = tuple(t for t in FileType if t or not link_count)
+        types = _TYPES_IN_USE if link_count else _TYPES
         require_one_of(cls.NAME, address, "type", f[3], types)
         # A raw device mapping has no block list: its data area names a SCSI disk (ESXi: zla 0).
-        zlas = tuple(z for z in Zla if z or not link_count or f[3] == FileType.RDM)
+        zlas = _ZLAS_IN_USE if link_count and f[3] != FileType.RDM else _ZLAS
         require_one_of(cls.NAME, address, "zla", f[14], zlas)
         desc = cls(
             address=FdAddress(f[0]),
