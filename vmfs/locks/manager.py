@@ -245,9 +245,9 @@ class LockManager:
         handed_over = self._table.is_handed_over(lock, trio.current_time())
         if not record.is_free or lock.lv_offset in self._table.entries or handed_over:
             return None
-        with self._kept(lock) as entry:
-            self._claims.add(entry, token=record.token + 1, since=self._clock())
-            return OpPin(entry, LockMode.EXCLUSIVE, label, self._table.pins)
+        entry = self._entry(lock)
+        self._claims.add(entry, token=record.token + 1, since=self._clock())
+        return OpPin(entry, LockMode.EXCLUSIVE, label, self._table.pins)
 
     def pinned(
         self, wanted: Mapping[LockId, LockMode], *, label: str = ""
@@ -350,12 +350,16 @@ class LockManager:
             entry.attempt = None
             attempt.ended.set()
 
-    @contextmanager
-    def _kept(self, lock: LockId) -> Iterator[Entry]:
+    def _entry(self, lock: LockId) -> Entry:
         self._check_ending()
         entry = self._table.entry(lock)
         if len(self._table.entries) > LOCKS_KEPT_MAX:
             self._crowded.set()
+        return entry
+
+    @contextmanager
+    def _kept(self, lock: LockId) -> Iterator[Entry]:
+        entry = self._entry(lock)
         with self._table.kept(entry):
             yield entry
 
