@@ -78,7 +78,9 @@ async def test_promise_is_known_before_it_is_taken_and_nothing_is_staged():
     async with a.allocator.reserve(want={FB: 6}) as grant:
         promised = grant.promised(FB).tolist()
         assert a.staging.running == {}
+        assert grant.first(FB) == promised[0]
         assert grant.take(FB, 4).tolist() == promised[:4]
+        assert grant.first(FB) == promised[4]
         assert grant.promised(FB).tolist() == promised[4:]
 
     async with a.allocator.reserve(want={FB: 18}) as grant:  # what was not taken came back

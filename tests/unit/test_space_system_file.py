@@ -109,6 +109,8 @@ def test_packed_in_bulk_equals_packed_one_by_one(kind):
         packed = file.pack(cluster, resources)
 
         assert packed.tolist() == [PACKED[kind](cluster, int(r)).pack() for r in resources]
+        assert packed.tolist() == [file.pack_one(cluster, int(r)) for r in resources]
+        assert packed.dtype == np.uint32
         clusters, indices = file.split(packed)
         assert (clusters == cluster).all()
         assert (indices == resources).all()

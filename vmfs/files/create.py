@@ -104,7 +104,7 @@ class Creator:
             async with self._ground.allocator.reserve(
                 want=want, free=growth.free, near=(parent, *growth.near), label=label
             ) as grant:
-                address = FdAddress(int(grant.promised(AddressType.FD)[0]))
+                address = FdAddress(grant.first(AddressType.FD))
                 lock = self._ground.lock_of(address)
                 pin = await self._lock_new(lock, label)
                 if pin is None:
@@ -123,7 +123,7 @@ class Creator:
     async def _bear(
         self, directory: Inode, name: bytes, birth: Birth, growth: Growth, grant: Grant
     ) -> Inode:
-        address = FdAddress(int(grant.promised(AddressType.FD)[0]))
+        address = FdAddress(grant.first(AddressType.FD))
         generation = await self._next_generation(address)
         contents = self._contents(self._desc(address, generation, birth, directory), birth)
         missing = await self._first_block(contents, birth, grant)

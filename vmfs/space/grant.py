@@ -20,6 +20,7 @@ FEW: Final = 8
 """Addresses up to which one after the other is faster than all at once."""
 
 _KIND_MASK: Final = 7
+_NONE: Final = np.empty(0, dtype=np.uint32)
 
 
 class Grant:
@@ -50,7 +51,12 @@ class Grant:
         """
         shares = self._promised.get(kind, [])
         parts = [self._files[kind].pack(cluster.number, chosen) for cluster, chosen in shares]
-        return np.concatenate([np.empty(0, dtype=np.uint32), *parts])
+        return _joined(parts)
+
+    def first(self, kind: AddressType) -> int:
+        """The address that `take` will return next."""
+        cluster, chosen = self._promised[kind][0]
+        return self._files[kind].pack_one(cluster.number, int(chosen[0]))
 
     def last_share(self, kind: AddressType) -> Share | None:
         """The cluster that the last promised resource is in, and what is promised there."""
@@ -79,7 +85,7 @@ class Grant:
                 shares[0] = cluster, later
             else:
                 shares.pop(0)
-        return np.concatenate([np.empty(0, dtype=np.uint32), *taken])
+        return _joined(taken)
 
     def free(self, addresses: Addresses) -> None:
         """Free resources of any kinds, all of whose clusters were named to `reserve`.
@@ -143,6 +149,10 @@ class Grant:
         self._promised.clear()
         for key in list(self._pins):
             self.unpin(key)
+
+
+def _joined(parts: list[Addresses]) -> Addresses:
+    return parts[0] if len(parts) == 1 else np.concatenate([_NONE, *parts])
 
 
 def _group_few(files: ResourceFiles, addresses: Addresses) -> Groups:

@@ -162,20 +162,24 @@ class ResourceFile:
 
     def pack(self, cluster: int, resources: Indices) -> Addresses:
         """The addresses of resources of one cluster, without flags."""
-        where = np.uint32(cluster << 6)
-        chosen = resources.astype(np.uint32)
+        return self._pack(cluster, resources).astype(np.uint32)
+
+    def pack_one(self, cluster: int, resource: int) -> int:
+        """As `pack`, for one."""
+        return self._pack(cluster, resource)
+
+    def _pack(self, cluster: int, chosen: _Values) -> _Values:
+        where = cluster << 6 | int(self.kind)
         match self.kind:
             case AddressType.FB:
                 first = cluster * self.header.resources_per_cluster
-                packed = (chosen + np.uint32(first)) << np.uint32(6)
+                return (chosen + first) << 6 | int(self.kind)
             case AddressType.FD:
-                packed = chosen << np.uint32(22) | where
+                return chosen << 22 | where
             case AddressType.SB:
-                low, high = chosen & np.uint32(15), chosen >> np.uint32(4)
-                packed = low << np.uint32(28) | where | high << np.uint32(3)
+                return (chosen & 15) << 28 | chosen >> 4 << 3 | where
             case _:
-                packed = chosen << np.uint32(28) | where
-        return packed | np.uint32(self.kind)
+                return chosen << 28 | where
 
     def split(self, addresses: Addresses) -> tuple[Indices, Indices]:
         """Clusters and resources of addresses of this kind; flags are ignored, ranges unchecked."""
