@@ -385,12 +385,10 @@ async def sync_flushes_data(kit: Kit) -> None:
         if staged:
             transactions.stage(0, contents(2))
         if discarded:
-            async with trio.open_nursery() as nursery:
-                await transactions._turn.acquire()
+            async with trio.open_nursery() as nursery, transactions._turn:
                 nursery.start_soon(transactions.sync)
                 await trio.testing.wait_all_tasks_blocked()
                 transactions.discard(0, SECTOR_SIZE)
-                transactions._turn.release()
         else:
             await transactions.sync()
         recording.mark("synced")

@@ -1,6 +1,7 @@
 """The running transaction: what callers may count on while others stage and commit."""
 
 import random
+from pathlib import Path
 
 import pytest
 import trio
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.faulty import FaultyDevice
+from vmfs.device.image import ImageDevice
 from vmfs.device.memory import MemoryDevice
 from vmfs.errors import DeviceError
 from vmfs.ids import SlotIndex
@@ -132,6 +134,35 @@ async def test_callers_share_a_commit(device: FaultyDevice) -> None:
 
     assert len(done) == 20
     assert journal.sequence <= 2
+
+
+async def test_callers_of_sync_share_its_flushes(tmp_path: Path) -> None:
+    path = tmp_path / "lun.img"
+    path.write_bytes(bytes(MIB))
+    device = ImageDevice.open(path, writable=True)
+    journal = Journal(device, REGION, REGION_SIZE, SLOT)
+    await journal.open(1)
+    transactions = Transactions(device, journal)
+
+    async def overwrite_client() -> None:
+        await transactions.sync()
+
+    async def staging_client(value: int) -> None:
+        transactions.stage(value * SECTOR_SIZE, sector(value))
+        await transactions.sync()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(overwrite_client)
+    assert device.statistics().flush_count <= 2  # one under way, one for who came meanwhile
+
+    before = device.statistics().flush_count
+    async with trio.open_nursery() as nursery:
+        for value in range(20):
+            nursery.start_soon(staging_client, value)
+    assert journal.sequence <= 2
+    assert device.statistics().flush_count - before <= 4  # two for each of these commits
+    await device.aclose()
 
 
 async def test_what_is_staged_during_a_commit_falls_into_the_next(device: FaultyDevice) -> None:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import trio
 
 from vmfs.device.base import Device
+from vmfs.device.turn import Turn
 from vmfs.errors import VmfsError
 from vmfs.txn.buffer import StagedSectors
 from vmfs.txn.journal import Journal
@@ -57,7 +58,7 @@ class Transactions:
         self._callbacks: list[Callable[[], None]] = []
         self._ended = 0  # number of the last commit that has ended, with or without work
         self._flushed = 0  # number of the last one that had work, so that it flushed
-        self._turn = trio.Lock()
+        self._turn = Turn()
         self._failed: VmfsError | None = None
         self._counts: Counter[str] = Counter()
 
