@@ -9,10 +9,11 @@ import dataclasses
 from typing import Final
 
 import numpy as np
+from hypothesis import strategies as st
 
 from tests.support.space import BLOCK_SIZE, Host
 from vmfs.ids import FdAddress
-from vmfs.ondisk.address import AddressType
+from vmfs.ondisk.address import AddressType, FbAddress
 from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 from vmfs.space.block_map import BlockMap
 from vmfs.space.extent import Extent, ExtentKind
@@ -22,6 +23,19 @@ from vmfs.units import SECTOR_SIZE
 
 GARBAGE: Final = b"\xee" * SECTOR_SIZE
 ZEROES: Final = bytes(SECTOR_SIZE)
+
+addresses = st.lists(
+    st.one_of(
+        st.just(0),
+        st.builds(
+            lambda block, tbz: FbAddress(block=block, tbz=tbz).pack(),
+            st.integers(0, 5),
+            st.booleans(),
+        ),
+    ),
+    max_size=30,
+).map(lambda values: np.array(values, dtype=np.uint32))
+"""What adjacent file blocks may have: none, a few near each other, some to be zeroed."""
 
 
 def new_desc(zla: Zla) -> FileDesc:

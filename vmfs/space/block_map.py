@@ -43,14 +43,8 @@ from vmfs.ids import LvOffset
 from vmfs.ondisk.address import AddressType, tbz_mask
 from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 from vmfs.space import index_path
-from vmfs.space.extent import (
-    Extent,
-    ExtentKind,
-    PlainRuns,
-    block_extents,
-    clip,
-    plain_runs,
-)
+from vmfs.space.data_runs import WINDOW_BLOCKS, DataRuns, PlainRuns, plain_runs
+from vmfs.space.extent import Extent, ExtentKind, block_extents, clip
 from vmfs.space.grant import Grant
 from vmfs.space.growth import Draft, Indices, Missing, nothing_missing
 from vmfs.space.index_path import Pointers, Shape
@@ -70,12 +64,6 @@ _BLOCK_LEVELS: Final = (Zla.FB, Zla.PB, Zla.DOUBLE)
 
 FEW_BLOCKS: Final = 4
 """Blocks up to which their extents are found one after the other: 3 us each, or 25 in bulk."""
-
-WINDOW_BLOCKS: Final = 256
-"""File blocks whose runs of data are looked for at once, and kept: `place` answers from them."""
-
-WINDOWS_MAX: Final = 256
-"""Windows that one file keeps: 64 GiB of it; 8 MiB of memory where no two blocks are adjacent."""
 
 
 class BlockMap:
@@ -113,9 +101,7 @@ class BlockMap:
         self._sub_block = files[AddressType.SB].resource_size
         self._allocated = desc.allocated_blocks
         self._tbz = desc.tbz_blocks
-        self._window_size = WINDOW_BLOCKS * self._file_block
-        self._windows: dict[int, PlainRuns] = {}  # by index, as of `_windows_version`
-        self._windows_version = 0
+        self._runs = DataRuns(block_size=self._file_block)
 
     @property
     def zla(self) -> Zla:
@@ -258,11 +244,7 @@ class BlockMap:
         None as well when that is not known without reading. Nothing else needs to be asked before
         such a range is read, or overwritten by who may write the file.
         """
-        if self._windows_version != self._tree.version:
-            self._windows.clear()
-            self._windows_version = self._tree.version
-        index = offset // self._window_size
-        runs = self._windows.get(index) or self._look_around(index)
+        runs = self._runs.around(offset, self._tree.version) or self._look_around(offset)
         return None if runs is None else runs.find(offset, length)
 
     # Growing.
@@ -295,12 +277,12 @@ class BlockMap:
         Stages a pointer block. The caller stages the descriptor (`allocated_blocks`, and the
         `pointers` at level FB) without awaiting in between.
         """
-        known = self._windows_version == self._tree.version
-        self._tree.assign(offset // self._file_block, addresses)
+        size, before = self._file_block, self._tree.version
+        self._tree.assign(offset // size, addresses)
         self._allocated += len(addresses)
-        if known:
-            self._learn(offset, len(addresses) * self._file_block, int(addresses[0]))
-            self._windows_version = self._tree.version
+        place = LvOffset((int(addresses[0]) >> 6) * size)
+        after = self._tree.version
+        self._runs.grow(offset, len(addresses) * size, place, before=before, after=after)
 
     def missing(self, offset: int, length: int, *, file_length: int) -> Missing:
         """What the file lacks before all of a range can be written in place.
@@ -460,8 +442,9 @@ class BlockMap:
         end = min(div_ceil(offset + length, self.block_size), limit) if length else start
         return start, end - start
 
-    def _look_around(self, index: int) -> PlainRuns | None:
+    def _look_around(self, offset: int) -> PlainRuns | None:
         """Learn the runs of one window of the file, if its pointers are all in memory."""
+        index = self._runs.index(offset)
         if self.zla is Zla.SB:
             return self._look_into_sub_blocks() if index == 0 else None
         if self.zla not in _BLOCK_LEVELS:
@@ -470,13 +453,9 @@ class BlockMap:
         count = min(WINDOW_BLOCKS, index_path.reach(self.zla, self._shape) - start)
         if count <= 0 or not self._tree.is_loaded(start, count):
             return None
-        if len(self._windows) >= WINDOWS_MAX:
-            del self._windows[next(iter(self._windows))]
-        runs = plain_runs(
-            self._tree.gather(start, count), first_block=start, block_size=self._file_block
-        )
-        self._windows[index] = runs
-        return runs
+        addresses = self._tree.gather(start, count)
+        runs = plain_runs(addresses, first_block=start, block_size=self._file_block)
+        return self._runs.keep(index, runs)
 
     def _look_into_sub_blocks(self) -> PlainRuns | None:
         """Learn the runs of a file in sub-blocks, the ones that a snapshot shares left out."""
@@ -485,23 +464,11 @@ class BlockMap:
             return None
         addresses = self._tree.gather(0, count)
         own = [0 if is_cow(address) else address for address in addresses.tolist()]
-        extents = self._sub_block_extents(np.array(own, dtype=np.uint32), 0)
         runs = PlainRuns(starts=[], ends=[], shifts=[])
-        for extent in extents:
+        for extent in self._sub_block_extents(np.array(own, dtype=np.uint32), 0):
             if extent.kind is ExtentKind.DATA:
                 runs.with_more(extent.file_offset, extent.length, extent.lv_offset)
-        self._windows[0] = runs
-        return runs
-
-    def _learn(self, offset: int, length: int, address: int) -> None:
-        """Keep the known runs true after a range became data."""
-        first, last = offset // self._window_size, (offset + length - 1) // self._window_size
-        place = LvOffset((address >> 6) * self._file_block)
-        runs = self._windows.get(first)
-        if first == last and runs is not None and runs.with_more(offset, length, place):
-            return
-        for index in range(first, last + 1):
-            self._windows.pop(index, None)
+        return self._runs.keep(0, runs)
 
     def _is_in_place(self, offset: int, length: int) -> bool:
         """Whether a range is in one file block that only waits for data: the common case, fast."""

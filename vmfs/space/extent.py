@@ -1,6 +1,5 @@
 """Extents: what a range of a file is made of, in as few pieces as its blocks allow."""
 
-from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -10,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmfs.ids import LvOffset
-from vmfs.ondisk.address import AddressType, fb_blocks, tbz_mask
+from vmfs.ondisk.address import fb_blocks, tbz_mask
 
 _NOWHERE: Final = LvOffset(0)
 """The FS descriptor's neighbourhood begins there: no file has it."""
-
-_KIND_AND_FLAGS: Final = np.uint32(0x3F)
 
 
 class ExtentKind(Enum):
@@ -77,59 +74,6 @@ def block_extents(
         )
         for start, count in zip(starts, counts, strict=True)
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlainRuns:
-    """Where in the file, and on the volume, there is nothing but data: runs, ascending.
-
-    Lists of plain numbers, to be looked up with `bisect` a hundred thousand times a second.
-    """
-
-    starts: list[int]  # file offset of the first byte of each
-    ends: list[int]  # file offset behind the last byte
-    shifts: list[int]  # LV offset less file offset
-
-    def find(self, offset: int, length: int) -> LvOffset | None:
-        """Where a range of the file stands, if it lies in one run."""
-        index = bisect_right(self.starts, offset) - 1
-        if index < 0 or offset + length > self.ends[index]:
-            return None
-        return LvOffset(offset + self.shifts[index])
-
-    def with_more(self, offset: int, length: int, place: LvOffset) -> bool:
-        """Learn of more data behind the last run; False, and nothing is changed, if it is not."""
-        shift, end = place - offset, self.ends[-1] if self.ends else 0
-        if offset < end:
-            return False
-        if self.ends and offset == end and shift == self.shifts[-1]:
-            self.ends[-1] += length
-        else:
-            self.starts.append(offset)
-            self.ends.append(offset + length)
-            self.shifts.append(shift)
-        return True
-
-
-def plain_runs(addresses: NDArray[np.uint32], *, first_block: int, block_size: int) -> PlainRuns:
-    """The runs of adjacent file blocks: each one data, and nobody else's (no TBZ, no COW).
-
-    Args:
-        addresses: one per block: 0, or a file block.
-        first_block: file block index of the first.
-        block_size: bytes.
-    """
-    indices = np.flatnonzero((addresses & _KIND_AND_FLAGS) == AddressType.FB)
-    blocks = fb_blocks(addresses[indices]).astype(np.int64)
-    breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(blocks) != 1)) + 1
-    firsts = np.concatenate(([0], breaks))[: len(indices)]
-    lasts = np.concatenate((breaks, [len(indices)]))[: len(firsts)] - 1
-    starts = (indices[firsts] + first_block) * block_size
-    return PlainRuns(
-        starts=starts.tolist(),
-        ends=((indices[lasts] + first_block + 1) * block_size).tolist(),
-        shifts=(blocks[firsts] * block_size - starts).tolist(),
-    )
 
 
 def clip(extents: Iterable[Extent], offset: int, length: int) -> list[Extent]:
