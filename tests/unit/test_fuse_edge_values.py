@@ -97,7 +97,7 @@ def test_known_nodes_forget_in_pieces_reports_the_last_one():
     known = KnownNodes(ROOT)
     node = FdAddress(0x44)
     for name in (b"a", b"a", b"b"):
-        known.add(node, parent=ROOT, name=name)
+        known.add(node, parent=ROOT, name=name, generation=1)
 
     assert not known.forget(node, 1)
     assert known.path(node) == "/b"
@@ -109,7 +109,7 @@ def test_known_nodes_forget_in_pieces_reports_the_last_one():
 
 def test_known_nodes_forget_more_than_counted_is_forgotten_once():
     known = KnownNodes(ROOT)
-    known.add(FdAddress(0x44), parent=ROOT, name=b"a")
+    known.add(FdAddress(0x44), parent=ROOT, name=b"a", generation=1)
 
     assert known.forget(FdAddress(0x44), 99)
     assert not known.forget(FdAddress(0x44), 1)
@@ -117,7 +117,7 @@ def test_known_nodes_forget_more_than_counted_is_forgotten_once():
 
 def test_known_nodes_root_is_never_counted():
     known = KnownNodes(ROOT)
-    known.add(ROOT, parent=ROOT, name=b".")
+    known.add(ROOT, parent=ROOT, name=b".", generation=1)
 
     assert len(known) == 0
     assert not known.forget(ROOT, 1)
@@ -126,17 +126,17 @@ def test_known_nodes_root_is_never_counted():
 
 def test_known_nodes_path_of_a_cycle_ends():
     known = KnownNodes(ROOT)
-    known.add(FdAddress(0x44), parent=FdAddress(0x84), name=b"a")
-    known.add(FdAddress(0x84), parent=FdAddress(0x44), name=b"b")
+    known.add(FdAddress(0x44), parent=FdAddress(0x84), name=b"a", generation=1)
+    known.add(FdAddress(0x84), parent=FdAddress(0x44), name=b"b", generation=1)
 
     assert known.path(FdAddress(0x44)).endswith("/b/a")
 
 
 def test_known_nodes_path_through_dots_keeps_the_name():
     known = KnownNodes(ROOT)
-    known.add(FdAddress(0x44), parent=ROOT, name=b"dir")
-    known.add(FdAddress(0x44), parent=FdAddress(0x44), name=b".")
-    known.add(FdAddress(0x84), parent=FdAddress(0x44), name=b"\xff")
+    known.add(FdAddress(0x44), parent=ROOT, name=b"dir", generation=1)
+    known.add(FdAddress(0x44), parent=FdAddress(0x44), name=b".", generation=1)
+    known.add(FdAddress(0x84), parent=FdAddress(0x44), name=b"\xff", generation=1)
 
     assert known.path(FdAddress(0x84)) == "/dir/\N{REPLACEMENT CHARACTER}"
     assert known.path(FdAddress(0xC4)) == "/<0x000000c4>"

@@ -59,9 +59,7 @@ class KnownNodes:
         """Every node but the root."""
         return tuple(self._nodes)
 
-    def add(
-        self, address: FdAddress, *, parent: FdAddress, name: bytes, generation: int = 0
-    ) -> None:
+    def add(self, address: FdAddress, *, parent: FdAddress, name: bytes, generation: int) -> None:
         """A reply that carries the node is about to be sent."""
         if address == self._root:
             return
