@@ -11,7 +11,7 @@ What is malformed raises `ProtocolError`, whatever it is: no other exception lea
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
@@ -25,6 +25,9 @@ Record = TypeVar("Record")
 _Decoder = Callable[[Any], Any]
 
 HEADER_SIZE: Final = 4
+
+_PLAIN: Final = (int, str, bytes, bool, float)
+"""What msgpack reads as it is. (Its types must be exact: True is no number here.)"""
 
 CODES: Final = MappingProxyType(
     {
@@ -70,7 +73,7 @@ class ProtocolError(Exception):
 
 def encode(request_id: int, message: Message) -> bytes:
     """One whole frame, ready to be sent."""
-    names, _, _ = _PLANS[type(message)]
+    names = _PLANS[type(message)].names
     body = [_CODE_OF[type(message)], request_id]
     body += [getattr(message, name) for name in names]
     packed: bytes = msgpack.packb(body, default=_fields_of)
@@ -83,17 +86,18 @@ def decode(body: bytes) -> tuple[int, Message]:
     Raises:
         ProtocolError: it is none.
     """
-    match _unpack(body):
-        case [int() as code, int() as request_id, *values]:
-            pass
-        case _:
-            raise ProtocolError("a message is an array of a code, a request id, and its fields")
+    values = _unpack(body)
+    if type(values) is not list or len(values) < 2:
+        raise ProtocolError("a message is an array of a code, a request id, and its fields")
+    code, request_id = values[0], values[1]
+    if not (isinstance(code, int) and isinstance(request_id, int)):
+        raise ProtocolError("a message is an array of a code, a request id, and its fields")
     kind = CODES.get(code)
     if kind is None:
         raise ProtocolError(f"no message has the code {code}")
     if not 0 <= request_id <= m.U64_MAX:
         raise ProtocolError("the request id is not a number of 64 bits")
-    message: Message = _build(kind, values)
+    message: Message = _build(kind, values[2:])
     return request_id, message
 
 
@@ -157,6 +161,20 @@ class FrameReader:
 # --- how a record is taken apart ------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """The fields of a record, how each is read, and how many of them must be there.
+
+    `plain`: their types, when all are what msgpack reads as it is. Then one comparison tells that
+    there is nothing to convert, as in a compare-and-write; what differs is read field by field.
+    """
+
+    names: tuple[str, ...]
+    decoders: tuple[_Decoder, ...]
+    needed: int
+    plain: tuple[type, ...] | None
+
+
 def _unpack(body: bytes) -> Any:  # noqa: ANN401 - whatever the peer sent
     try:
         return msgpack.unpackb(body)
@@ -166,20 +184,24 @@ def _unpack(body: bytes) -> Any:  # noqa: ANN401 - whatever the peer sent
 
 def _fields_of(record: object) -> list[Any]:
     plan = _PLANS.get(type(record))
-    names = plan[0] if plan else [field.name for field in fields(record)]  # type: ignore[arg-type]
+    names = plan.names if plan else [field.name for field in fields(record)]  # type: ignore[arg-type]
     return [getattr(record, name) for name in names]
 
 
 def _build(kind: type[Record], values: list[Any]) -> Record:
     plan = _PLANS.get(kind)
-    names, decoders, needed = plan if plan is not None else _plan(kind)
-    if not needed <= len(values) <= len(names):
-        raise ProtocolError(f"{kind.__name__} has {len(names)} fields, not {len(values)}")
+    if plan is None:
+        plan = _plan(kind)
+    names = plan.names
     try:
+        if plan.plain == tuple(map(type, values)):
+            return kind(**dict(zip(names, values, strict=True)))
+        if not plan.needed <= len(values) <= len(names):
+            raise ProtocolError(f"{kind.__name__} has {len(names)} fields, not {len(values)}")
         return kind(
             **{
                 name: decoder(value)
-                for name, decoder, value in zip(names, decoders, values, strict=False)
+                for name, decoder, value in zip(names, plan.decoders, values, strict=False)
             }
         )
     except ValueError as error:
@@ -228,19 +250,23 @@ def _nested(kind: type) -> _Decoder:
 def _decoder_for(hint: Any) -> _Decoder:  # noqa: ANN401 - a type form
     if get_origin(hint) is tuple:
         return _many(_decoder_for(get_args(hint)[0]))
-    if hint in (int, str, bytes, bool, float):
+    if hint in _PLAIN:
         return _exactly(hint)
     if issubclass(hint, IntEnum):
         return _one_of(hint)
     return _nested(hint)
 
 
-def _plan(kind: type) -> tuple[tuple[str, ...], tuple[_Decoder, ...], int]:
-    """The fields, how each is read, and how many of them must be there."""
+def _plan(kind: type) -> _Plan:
     hints = get_type_hints(kind)
     names = tuple(field.name for field in fields(kind))
-    needed = sum(field.default is MISSING for field in fields(kind))
-    return names, tuple(_decoder_for(hints[name]) for name in names), needed
+    types = tuple(hints[name] for name in names)
+    return _Plan(
+        names=names,
+        decoders=tuple(_decoder_for(hint) for hint in types),
+        needed=sum(field.default is MISSING for field in fields(kind)),
+        plain=types if all(hint in _PLAIN for hint in types) else None,
+    )
 
 
 _CODE_OF: Final = MappingProxyType({kind: code for code, kind in CODES.items()})
