@@ -10,8 +10,8 @@ Fields with a default stand last and may be left out: an earlier release did not
 What is malformed raises `ProtocolError`, whatever it is: no other exception leaves `decode`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
@@ -270,4 +270,11 @@ def _plan(kind: type) -> _Plan:
 
 
 _CODE_OF: Final = MappingProxyType({kind: code for code, kind in CODES.items()})
-_PLANS: Final = MappingProxyType({kind: _plan(kind) for kind in CODES.values()})
+_PLANS: Final[Mapping[type, _Plan]] = MappingProxyType(
+    {
+        kind: _plan(kind)
+        for kind in vars(m).values()
+        if isinstance(kind, type) and is_dataclass(kind)
+    }
+)
+"""The messages, and the records in them: an audit entry is packed at every change of a lock."""
