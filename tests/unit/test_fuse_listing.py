@@ -75,7 +75,7 @@ class Tree:
 def listing(count: int) -> tuple[Tree, Listing, list[tuple[int, ListedName]]]:
     names = [listed(number) for number in range(count)]
     tree = Tree({name.name: name for name in names})
-    return tree, Listing(tree, tree, TOP), list(enumerate(names, 1))  # type: ignore[arg-type]
+    return tree, Listing(tree, tree, TOP, reader=0), list(enumerate(names, 1))  # type: ignore[arg-type]
 
 
 async def test_names_are_looked_at_many_at_once_and_then_at_hand() -> None:

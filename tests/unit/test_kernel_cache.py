@@ -7,8 +7,17 @@ import trio
 from trio.testing import MockClock
 
 from vmfs.files.attributes import ROOT_ADDRESS, Attributes
-from vmfs.fuse.kernel_cache import LISTING_SECONDS, UNLIMITED, KernelCache, seconds
+from vmfs.fuse import readers
+from vmfs.fuse.kernel_cache import (
+    LISTING_SECONDS,
+    LISTING_SECONDS_MAX,
+    LOOK_SECONDS,
+    UNLIMITED,
+    KernelCache,
+    seconds,
+)
 from vmfs.fuse.known_nodes import KnownNodes
+from vmfs.fuse.readers import TAKEN_NS, Run
 from vmfs.fuse.translate import entry_of
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
@@ -285,7 +294,7 @@ async def test_giving_a_directory_up_waits_for_a_listing_that_is_being_taken_in(
 ):
     edge.tenures[DIRECTORY] = 3
     edge.cache.name_seconds(DIRECTORY, 3)
-    edge.cache.listing_sent(1, DIRECTORY)
+    edge.cache.listing_sent(1, DIRECTORY, reader=0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(edge.give_up, DIRECTORY)
         await trio.sleep(LISTING_SECONDS / 2)
@@ -301,7 +310,7 @@ async def test_listing_whose_reader_does_not_come_back_has_its_names_forgotten_w
 ):
     edge.tenures[DIRECTORY] = 3
     edge.cache.name_seconds(DIRECTORY, 3)
-    edge.cache.listing_sent(1, DIRECTORY)
+    edge.cache.listing_sent(1, DIRECTORY, reader=0)
     started = trio.current_time()
 
     await edge.give_up(DIRECTORY)
@@ -314,12 +323,39 @@ async def test_listing_whose_reader_does_not_come_back_has_its_names_forgotten_w
     assert edge.heard() == []
 
 
+@pytest.mark.parametrize(
+    ("calls", "runs", "expected"),
+    [
+        (["0"], [0], LISTING_SECONDS),
+        (["217", "217", None], [0, 0, 0], LISTING_SECONDS + 2 * LOOK_SECONDS),
+        (["running"] * 3, [0, TAKEN_NS - 1, TAKEN_NS], LISTING_SECONDS + 2 * LOOK_SECONDS),
+        (["217"] * 1000, [0] * 1000, LISTING_SECONDS_MAX),
+    ],
+)
+async def test_reader_that_is_still_in_the_call_is_waited_for(
+    edge, monkeypatch, calls, runs, expected, autojump_clock: MockClock
+):
+    looks = [Run(ns=ns, times=5) for ns in (0, *runs)]
+    monkeypatch.setattr(readers, "look_at_call", lambda thread: {77: calls}[thread].pop(0))
+    monkeypatch.setattr(readers, "look_at_run", lambda thread: {77: looks}[thread].pop(0))
+    edge.tenures[DIRECTORY] = 3
+    edge.cache.name_seconds(DIRECTORY, 3)
+    edge.cache.listing_sent(1, DIRECTORY, reader=77)
+    started = trio.current_time()
+
+    await edge.give_up(DIRECTORY)
+
+    assert trio.current_time() - started == pytest.approx(expected, abs=1.1 * LOOK_SECONDS)
+    edge.cache.listing_taken(1)
+    assert edge.heard() == ["names", "names"]
+
+
 async def test_listing_of_another_directory_under_way_keeps_it_on_the_list(edge):
     """Its names get the new epoch, so the next who takes that directory needs another."""
     edge.tenures |= {DIRECTORY: 3, OTHER: 4}
     edge.cache.name_seconds(DIRECTORY, 3)
     edge.cache.name_seconds(OTHER, 4)
-    edge.cache.listing_sent(1, OTHER)
+    edge.cache.listing_sent(1, OTHER, reader=0)
 
     await edge.give_up(DIRECTORY)
     edge.cache.listing_taken(1)

@@ -16,14 +16,15 @@ one open), so no READ can be under way then, and none comes before the next open
 A reply that was sent may not have been read yet by the task in the kernel that asked. Attributes
 carry a version there that makes a notification win, but for a node that this very reply makes
 known: then the notification finds nothing, which is *owed* until it does. Names carry an epoch,
-taken before the request was sent, but in a listing afterwards: so a listing under way is waited for
-a moment, and its names are forgotten once more when its reader comes back.
+taken before the request was sent, but in a listing afterwards: so a listing under way is waited
+for, and its names are forgotten once more when its reader comes back.
 
 Decides on values and keeps count; the only thing it does is to send notifications that wait for
 nothing. docs/decisions/008-kernel-caches-under-locks.md has the reasons.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -31,8 +32,10 @@ import trio
 from pyfuse3 import EntryAttributes
 
 from vmfs.files.attributes import ROOT_ADDRESS, Attributes
+from vmfs.fuse import readers
 from vmfs.fuse.known_nodes import KnownNodes, inode_of
 from vmfs.fuse.notify import Notifier, Silence
+from vmfs.fuse.readers import Run
 from vmfs.fuse.tree import NamedNode
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
@@ -41,9 +44,15 @@ UNLIMITED: Final = 1e9
 """Seconds that the kernel takes for ever."""
 
 LISTING_SECONDS: Final = 0.25
-"""How old a listing is that the kernel has certainly taken in: its reader needs to be run for some
-microseconds, and 10 ms were too few on a machine with five times as many runnable tasks as cores.
-Giving the directory up waits until its last listing is so old, or its reader comes back."""
+"""How old a listing is that the kernel should have taken in: its reader needs to be run for some
+microseconds. Giving the directory up waits until its last listing is so old, or its reader comes
+back; and longer, if the reader is seen to be still in the call (`readers`)."""
+
+LISTING_SECONDS_MAX: Final = 5.0
+"""How long a reader that is not run can hold up another host."""
+
+LOOK_SECONDS: Final = 0.01
+"""Between two looks at such a reader."""
 
 OWED_SECONDS: Final = 0.001
 """Until a notification that found nothing is sent again; doubled each time, up to a second."""
@@ -81,6 +90,8 @@ class _Sent:
 
     directory: FdAddress
     at: float  # trio time
+    reader: int  # the task that lists: its thread id; 0: unknown
+    run: Run | None  # how much it had been run by then
 
 
 class KernelCache:
@@ -199,9 +210,10 @@ class KernelCache:
             return None
         return told.entry if told.entry.generation == node.generation else None
 
-    def listing_sent(self, handle: int, directory: FdAddress) -> None:
-        """A listing is about to be sent whose names were told without limit."""
-        self._listings[handle] = _Sent(directory, trio.current_time())
+    def listing_sent(self, handle: int, directory: FdAddress, *, reader: int) -> None:
+        """A listing is about to be sent to task `reader`; its names were told without limit."""
+        run = readers.look_at_run(reader)
+        self._listings[handle] = _Sent(directory, trio.current_time(), reader, run)
 
     def listing_taken(self, handle: int) -> None:
         """Its reader asks for more, or closes: whatever was sent before was taken in."""
@@ -283,14 +295,23 @@ class KernelCache:
 
     async def _wait_for_listings(self, directory: FdAddress) -> None:
         """Until no listing of the directory is under way, but for readers that are not run."""
-        while times := [s.at for s in self._listings.values() if s.directory == directory]:
-            with trio.move_on_at(max(times) + LISTING_SECONDS) as waiting:
+        next_look = 0.0
+        while sent := {h: s for h, s in self._listings.items() if s.directory == directory}:
+            ripe = max(one.at for one in sent.values()) + LISTING_SECONDS
+            with trio.move_on_at(max(ripe, next_look)) as waiting:
                 await self._listing_taken.park()
             if waiting.cancelled_caught:
-                late = [h for h, sent in self._listings.items() if sent.directory == directory]
-                for handle in late:
-                    del self._listings[handle]
-                self._listings_owed.update(late)
+                self._leave_behind(sent)
+                next_look = trio.current_time() + LOOK_SECONDS
+
+    def _leave_behind(self, sent: Mapping[int, _Sent]) -> None:
+        """Wait no more for readers that are out of their call, or have been in it for too long."""
+        for handle, one in sent.items():
+            call, run = readers.look_at_call(one.reader), readers.look_at_run(one.reader)
+            is_over = trio.current_time() >= one.at + LISTING_SECONDS_MAX
+            if is_over or readers.has_taken(one.run, run, call):
+                del self._listings[handle]
+                self._listings_owed.add(handle)
 
     def _drop_everything(self) -> None:
         self._notifier.names()

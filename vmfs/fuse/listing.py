@@ -38,11 +38,14 @@ stat(2) on it says what is wrong.
 class Listing:
     """Names of one directory, from any position on."""
 
-    def __init__(self, tree: Tree, directory: TreeDirectory, address: FdAddress) -> None:
-        """Nothing is read yet."""
+    def __init__(
+        self, tree: Tree, directory: TreeDirectory, address: FdAddress, *, reader: int
+    ) -> None:
+        """Nothing is read yet. `reader` is the thread id of who opened it; 0 if that is unknown."""
         self._tree = tree
         self._directory = directory
         self.address = address
+        self.reader = reader
         self._ahead: dict[bytes, Attributes | ListedName] = {}  # looked at, not asked for yet
         self._told: FdAddress | None = None  # the first of the names that were told last
 

@@ -107,7 +107,7 @@ class ListingReplies:
                 listing.told(node.address)
             replied = True
         if replied and lasting:
-            self._cache.listing_sent(fh, directory)
+            self._cache.listing_sent(fh, directory, reader=listing.reader)
         return replied
 
     async def _one_by_one(self, listing: Listing, names: Names, token: ReaddirToken) -> None:

@@ -317,7 +317,8 @@ class Operations(pyfuse3.Operations):
         """Open a directory for listing."""
         address = _address(inode)
         directory = await self._namespace.open_directory(address)
-        return self._directories.add(Listing(self._namespace, directory, address))
+        listing = Listing(self._namespace, directory, address, reader=ctx.pid)
+        return self._directories.add(listing)
 
     @answered(of_volume)
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
