@@ -96,6 +96,7 @@ def test_cat_says_why_not(lun: Path, path: str, message: str) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_cp_keeps_holes_and_zeroes(lun: Path, tmp_path: Path) -> None:
     target = tmp_path / "sparse"
 

@@ -14,6 +14,8 @@ from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges
 from vmfs.units import GIB, MIB
 from vmfs.volume import Volume
 
+pytestmark = pytest.mark.slow
+
 ROOT = ROOT_ADDRESS
 
 
@@ -124,7 +126,6 @@ async def test_hosts_that_fill_a_volume_together_use_it_up_and_get_it_back(
         await lab.assert_clean()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True])
 async def test_removal_larger_than_the_journal(autojump_clock: MockClock, *, killed: bool) -> None:
     limits = dataclasses.replace(TINY_LIMITS, pointer_blocks=1024)

@@ -38,6 +38,7 @@ def test_every_seed_holds_the_invariants(workers: ProcessPoolExecutor, batch: in
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.slow
 def test_a_seed_is_the_same_twice() -> None:
     for seed in range(20):
         assert run_seed(seed) == run_seed(seed)

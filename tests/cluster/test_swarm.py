@@ -8,6 +8,8 @@ from trio.testing import MockClock
 from tests.support.swarm import Swarm, shown_tree
 from tests.support.volumes import volume_lab
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 4
 """In the gate; `test_many_swarms` has more."""
 
@@ -54,7 +56,6 @@ async def test_others_go_on_when_a_host_dies(autojump_clock: MockClock, seed: in
     await killed_swarm(seed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 130))
 async def test_many_swarms(autojump_clock: MockClock, seed: int) -> None:
     await swarm(seed, cancelling=bool(seed % 2))

@@ -49,6 +49,7 @@ async def mount_and_unmount(device: RecordingDevice) -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_an_acknowledged_tree_survives(autojump_clock: trio.testing.MockClock) -> None:
     device, model = await prepared_lun()
     history = await run(

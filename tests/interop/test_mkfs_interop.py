@@ -21,6 +21,8 @@ from vmfs.cli.main import cli
 from vmfs.ondisk.partition import HEAD_SIZE, find_volume
 from vmfs.units import GIB, MIB, parse_size
 
+pytestmark = pytest.mark.slow
+
 SYSTEM_FILES = {
     ".fbb.sf",
     ".fdc.sf",
@@ -155,7 +157,6 @@ def test_hundred_gib_stay_sparse_and_clean(tmp_path: Path) -> None:
     require_dissect_reads(image, blocks=102144)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "blocks"), [("5T", 5242624), ("20T", 20971264), ("50T", 52428544), ("64T", 67108608)]
 )
@@ -254,7 +255,6 @@ def test_read_only_block_device_is_refused_and_said_to_be(block_device: Path) ->
     assert f"{block_device} is read-only" in result.stderr
 
 
-@pytest.mark.slow
 def test_making_a_volume_is_quick_and_writes_little(
     tmp_path: Path, huge_files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

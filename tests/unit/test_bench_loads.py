@@ -75,6 +75,7 @@ def test_a_program_that_hangs_is_ended() -> None:
         run_program(["sleep", "100"], seconds=0.05)
 
 
+@pytest.mark.slow
 def test_the_sparse_disk_has_a_quarter_of_contents_and_no_two_blocks_alike(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     write_stretches(disk, 128, every=4)

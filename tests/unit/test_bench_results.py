@@ -136,6 +136,7 @@ def test_only_the_text_between_the_markers_is_replaced() -> None:
         report.replaced("no markers", "new")
 
 
+@pytest.mark.slow
 def test_a_record_is_table_json_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "performance.md"

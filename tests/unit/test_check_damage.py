@@ -670,6 +670,7 @@ async def test_many_findings_of_one_code_are_counted_but_not_kept() -> None:
     assert report.total(Severity.ERROR) == 300
 
 
+@pytest.mark.slow
 async def test_replay_in_memory_leaves_the_volume_alone() -> None:
     volume = await build_handmade()
     await crashed_before_in_place(volume)

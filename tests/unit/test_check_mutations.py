@@ -251,6 +251,7 @@ def test_mutated_records_of_one_type_never_break_a_reader(
     run()
 
 
+@pytest.mark.slow
 def test_mutated_records_never_break_a_reader(
     volume: HandMade, places: dict[str, list[int]]
 ) -> None:

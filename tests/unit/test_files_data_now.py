@@ -262,6 +262,7 @@ async def test_who_writes_in_parts_grows_now_over_blocks_that_were_zeroed(
         await lab.assert_clean()
 
 
+@pytest.mark.slow
 async def test_a_device_that_takes_its_time_fills_promised_blocks_too(
     autojump_clock: MockClock,
 ) -> None:
@@ -426,6 +427,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(steps=STEPS, seed=st.integers(0, 99))
 def test_now_and_later_are_the_same_bytes(steps: list[tuple[str, int, int]], seed: int) -> None:

@@ -212,6 +212,7 @@ def test_an_unknown_or_ambiguous_host_is_an_error() -> None:
 # --- against a running lockd ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_status_history_and_reset(lockd: LockdProcess) -> None:
     with host_process(lockd.socket, "esx1", "hold") as host:
         assert host.stdout is not None
@@ -234,6 +235,7 @@ def test_status_history_and_reset(lockd: LockdProcess) -> None:
         ]
 
 
+@pytest.mark.slow
 def test_fence_prints_the_proof_and_ends_with_zero(lockd: LockdProcess) -> None:
     with host_process(lockd.socket, "esx1", "hold") as host:
         assert host.stdout is not None

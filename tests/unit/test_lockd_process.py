@@ -36,6 +36,8 @@ from lockd.protocol.messages import Hello, Refused, Status
 from lockd.protocol.terms import AuditKind, ErrorCode, HostEnd
 from tests.support.lockd import LockdProcess, host_process, identity, lockd_process
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lun(tmp_path: Path) -> Path:

@@ -270,6 +270,7 @@ async def test_who_was_fenced_meanwhile_learns_it_once_and_for_all() -> None:
                 nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow
 async def test_another_process_that_took_the_name_ends_it() -> None:
     async with memory_lockd() as lockd:
         line = Line(lockd)

@@ -193,6 +193,7 @@ def run_history(history: History) -> None:
     trio.run(play, history, clock=MockClock(autojump_threshold=0))
 
 
+@pytest.mark.slow
 @given(histories)
 @settings(max_examples=40, deadline=None)
 def test_random_histories(history: History) -> None:
