@@ -202,6 +202,13 @@ async def cat(volume: Volume, name: bytes) -> bytes:
         await file.release()
 
 
+async def leave_contents_behind(volume: Volume, length: int) -> None:
+    """Free blocks that have no zero byte in them, as a file leaves them that was deleted."""
+    await put(volume, b"old", b"\xff" * length)
+    await volume.namespace.unlink(ROOT_ADDRESS, b"old")
+    await volume.sync()
+
+
 async def names(volume: Volume, address: FdAddress = ROOT_ADDRESS) -> list[bytes]:
     """What a directory lists, the volume's own files left out."""
     directory = await volume.namespace.open_directory(address)

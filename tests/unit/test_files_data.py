@@ -5,7 +5,7 @@ import random
 import pytest
 
 from tests.support.build import tiny_request
-from tests.support.volumes import cat, creation, put, volume_lab
+from tests.support.volumes import cat, creation, leave_contents_behind, put, volume_lab
 from vmfs.errors import FileTooBig, IsADirectory, NoSpace, NotPermitted, ReadOnly
 from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges
 from vmfs.files.file import OpenFile
@@ -103,9 +103,7 @@ async def test_truncate_down_then_up_reads_as_zero(size: int, cut: int) -> None:
 async def test_partial_write_never_shows_what_a_block_held_before(at: int) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a:
-            await put(a, b"old", b"\xff" * 20 * MIB)
-            await a.namespace.unlink(ROOT, b"old")
-            await a.sync()
+            await leave_contents_behind(a, 20 * MIB)
             _, file = await a.namespace.create(ROOT, b"f", creation())
             await file.write(at, b"x" * 20)
             await a.namespace.setattr(file.address, AttributeChanges(size=4 * MIB))

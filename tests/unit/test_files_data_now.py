@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from tests.support.volumes import VolumeLab, cat, creation, put, volume_lab
+from tests.support.volumes import VolumeLab, cat, creation, leave_contents_behind, put, volume_lab
 from vmfs.errors import LeaseLost, NoSpace
 from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges
 from vmfs.files.file import OpenFile
@@ -130,9 +130,7 @@ async def test_the_times_change_once_a_second(autojump_clock: MockClock) -> None
 async def test_the_end_of_the_file_moves_within_its_last_block(autojump_clock: MockClock) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a:
-            await put(a, b"old", b"x" * 4 * MIB)
-            await a.namespace.unlink(ROOT, b"old")
-            await a.sync()
+            await leave_contents_behind(a, 4 * MIB)
             made = await put(a, b"f", b"o" * MIB + b"o")
             file = await a.namespace.open(made.address, writing=True)
             assert await file.read(0, 1) == b"o"
@@ -239,9 +237,7 @@ async def test_who_writes_in_parts_grows_now_over_blocks_that_were_zeroed(
 ) -> None:
     async with volume_lab() as lab:
         async with lab.host("a") as a:
-            await put(a, b"old", b"x" * 40 * MIB)
-            await a.namespace.unlink(ROOT, b"old")
-            await a.sync()
+            await leave_contents_behind(a, 40 * MIB)
             _, file = await a.namespace.create(ROOT, b"g", creation())
             waited = 0
             for at in range(0, 20 * MIB, size):
