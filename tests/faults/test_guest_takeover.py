@@ -22,14 +22,7 @@ SEED = 1
 
 @pytest.fixture(scope="module")
 def root_disk(tmp_path_factory) -> Path:
-    try:
-        guest.kernel()
-    except FileNotFoundError as error:
-        pytest.skip(f"no kernel to boot: {error}")
-    directory = tmp_path_factory.mktemp("guest")
-    disk = directory / "root.raw"
-    guest.make_root_disk(directory, disk, init=guest.SYNCED_INIT)
-    return disk
+    return guest.root_disk_or_skip(tmp_path_factory.mktemp("guest"), init=guest.SYNCED_INIT)
 
 
 def items(lines: list[str], word: str) -> dict[str, str]:

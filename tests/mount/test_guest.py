@@ -12,14 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.guest, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def root_disk(tmp_path_factory) -> Path:
-    try:
-        guest.kernel()
-    except FileNotFoundError as error:
-        pytest.skip(f"no kernel to boot: {error}")
-    directory = tmp_path_factory.mktemp("guest")
-    disk = directory / "root.raw"
-    guest.make_root_disk(directory, disk)
-    return disk
+    return guest.root_disk_or_skip(tmp_path_factory.mktemp("guest"))
 
 
 def test_guest_on_vmdk_writes_and_verifies_after_a_second_boot_on_another_host(root_disk, tmp_path):

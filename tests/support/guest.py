@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 BOOT_SECONDS_MAX = 240
 """A boot under TCG takes 3 to 15 s on two idle cores; loaded machines are ten times slower."""
 
@@ -189,6 +191,17 @@ def _run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         words, cwd=directory, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def root_disk_or_skip(directory: Path, *, init: str = INIT) -> Path:
+    """A root disk in `directory`, for a test that is skipped where there is no kernel to boot."""
+    try:
+        kernel()
+    except FileNotFoundError as error:
+        pytest.skip(f"no kernel to boot: {error}")
+    disk = directory / "root.raw"
+    make_root_disk(directory, disk, init=init)
+    return disk
 
 
 def make_root_disk(directory: Path, target: Path, *, size_mib: int = 512, init: str = INIT) -> None:
