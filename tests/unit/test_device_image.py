@@ -1,5 +1,6 @@
 """What only an image file has: errors of the medium, fallbacks, honest counters."""
 
+import ctypes
 import errno
 import os
 import threading
@@ -9,10 +10,12 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.uring import needs_uring
 from vmfs.device import image, linux, lun
-from vmfs.device.aio import AioQueue
+from vmfs.device.aio import DEPTH, AioQueue
 from vmfs.device.image import ImageDevice
 from vmfs.device.linux_aio import Opcode
+from vmfs.device.linux_uring import UringContext, UringOpcode
 from vmfs.errors import DeviceError
 from vmfs.units import KIB, MIB
 
@@ -141,43 +144,241 @@ async def test_without_aio_a_flush_takes_a_thread(
     await device.aclose()
 
 
-async def test_what_the_page_cache_lacks_is_read_in_a_thread(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = os.urandom(MIB)
-    device = ImageDevice.open(path, writable=True)
-    await device.write(0, data)
-    threads: list[int] = []
-    pread, preadv = os.pread, os.preadv
-
-    tries = 0
+@pytest.fixture
+def misses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The page cache has the first 64 KiB; offsets at which it was asked for others."""
+    asked: list[int] = []
+    preadv = os.preadv
 
     def miss(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
-        nonlocal tries
-        tries += 1
         if offset >= 64 * KIB:
+            asked.append(offset)
             raise BlockingIOError(errno.EAGAIN, "not in the page cache")
         return preadv(fd, [buffers[0][: 64 * KIB - offset]], offset, flags & ~os.RWF_NOWAIT)
 
+    monkeypatch.setattr(os, "preadv", miss)
+    return asked
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """In which threads was read."""
+    seen: list[int] = []
+    pread = os.pread
+
     def read(fd: int, length: int, offset: int) -> bytes:
-        threads.append(threading.get_ident())
+        seen.append(threading.get_ident())
         return pread(fd, length, offset)
 
-    monkeypatch.setattr(os, "preadv", miss)
     monkeypatch.setattr(os, "pread", read)
+    return seen
+
+
+async def read_what_is_missing(path: Path, asked: list[int]) -> None:
+    """Read ranges that the page cache has, has in part, and has not."""
+    data = os.urandom(4 * MIB)
+    device = ImageDevice.open(path, writable=True)
+    await device.write(0, data)
 
     assert device.read_now(0, 64 * KIB) == data[: 64 * KIB]
     assert device.read_now(32 * KIB, 64 * KIB) is None  # there in part
     assert device.read_now(128 * KIB, 4096) is None
     assert await device.read(0, 4096) == data[:4096]
-    assert not threads
     assert await device.read(32 * KIB, 64 * KIB) == data[32 * KIB : 96 * KIB]
+    assert await device.read(64 * KIB, 3 * MIB + 777) == data[64 * KIB : 3 * MIB + 64 * KIB + 777]
     assert device.read_now(128 * KIB, 4096) is None
-    tries = 0
+    asked.clear()
     assert await device.read(128 * KIB, 4096) == data[128 * KIB : 132 * KIB]
-    assert tries == 0  # what was just missed is not tried again
-    assert len(threads) == 2
+    assert not asked  # what was just missed is not tried again
+    await device.aclose()
+
+
+@needs_uring
+async def test_what_the_page_cache_lacks_is_waited_for_without_a_thread(
+    path: Path, misses: list[int], threads: list[int]
+) -> None:
+    await read_what_is_missing(path, misses)
+
+    assert not threads
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOMEM])
+async def test_without_io_uring_what_the_page_cache_lacks_is_read_in_a_thread(
+    path: Path,
+    misses: list[int],
+    threads: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    tries = 0
+
+    def refuse_ring(_depth: int) -> UringContext:
+        nonlocal tries
+        tries += 1
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(image, "UringContext", refuse_ring)
+
+    await read_what_is_missing(path, misses)
+
+    assert len(threads) == 3
     assert threading.get_ident() not in threads
+    assert tries == 1
+
+
+@needs_uring
+async def test_many_misses_at_once_each_get_their_own_bytes(path: Path, misses: list[int]) -> None:
+    data = os.urandom(SIZE)
+    device = ImageDevice.open(path, writable=True)
+    await device.write(0, data)
+    found: dict[int, bytes] = {}
+
+    async def read(offset: int) -> None:
+        found[offset] = await device.read(offset, 4096)
+
+    async with trio.open_nursery() as nursery:
+        for offset in range(64 * KIB, SIZE, 16 * KIB):  # several times the depth of the queue
+            nursery.start_soon(read, offset)
+
+    assert len(found) == len(misses) > 4 * DEPTH
+    assert all(found[offset] == data[offset : offset + 4096] for offset in found)
+    await device.aclose()
+
+
+class Disk:
+    """In place of a ring: reads that end when the test says so, as it says."""
+
+    def __init__(self, depth: int) -> None:
+        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.depth = depth
+        self.reads: dict[int, tuple[int, int, int]] = {}  # address, length, offset by slot
+        self._ended: list[tuple[int, int]] = []
+
+    def submit(
+        self, slot: int, opcode: int, fd: int, *, address: int, length: int, offset: int
+    ) -> None:
+        assert opcode is UringOpcode.READ
+        self.reads[slot] = address, length, offset
+
+    def end(self, data: bytes = b"", *, error: int = 0) -> None:
+        """End the read that began first."""
+        slot = next(iter(self.reads))
+        address, length, _ = self.reads.pop(slot)
+        ctypes.memmove(address, data, min(length, len(data)))
+        self._ended.append((slot, -error or len(data)))
+        os.eventfd_write(self.event_fd, 1)
+
+    def completed(self) -> list[tuple[int, int]]:
+        os.eventfd_read(self.event_fd)
+        ended, self._ended = self._ended, []
+        return ended
+
+    def close(self) -> None:
+        os.close(self.event_fd)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch, misses: list[int]) -> Disk:
+    """What the devices of the test read misses from."""
+    made = Disk(0)
+    monkeypatch.setattr(image, "UringContext", lambda _depth: made)
+    return made
+
+
+async def test_a_miss_that_the_medium_cannot_read_is_named(path: Path, disk: Disk) -> None:
+    device = ImageDevice.open(path, writable=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_error, device, r"read of 0x1000 bytes at 0x100000 .*\(EIO\)")
+        await trio.testing.wait_all_tasks_blocked()
+        disk.end(error=errno.EIO)
+
+    assert device.statistics().read_count == 0
+    await device.aclose()
+
+
+async def expect_error(device: ImageDevice, match: str) -> None:
+    with pytest.raises(DeviceError, match=match):
+        await device.read(MIB, 4096)
+
+
+async def test_a_miss_that_ends_early_is_asked_for_again(path: Path, disk: Disk) -> None:
+    device = ImageDevice.open(path, writable=True)
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append(await device.read(MIB, 4096))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        address = disk.reads[0][0]
+        disk.end(b"a" * 1000)
+        await trio.testing.wait_all_tasks_blocked()
+        assert disk.reads[next(iter(disk.reads))] == (address + 1000, 3096, MIB + 1000)
+        disk.end(b"b" * 3096)
+
+    assert found == [b"a" * 1000 + b"b" * 3096]
+    await device.aclose()
+
+
+async def test_a_miss_behind_the_end_of_a_file_cut_short_is_an_error(
+    path: Path, disk: Disk
+) -> None:
+    device = ImageDevice.open(path, writable=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_error, device, "ends after 512 bytes")
+        await trio.testing.wait_all_tasks_blocked()
+        disk.end(b"a" * 512)
+        await trio.testing.wait_all_tasks_blocked()
+        disk.end(b"")
+    await device.aclose()
+
+
+async def test_memory_of_a_cancelled_miss_is_not_used_before_the_kernel_is_done_with_it(
+    path: Path, disk: Disk
+) -> None:
+    device = ImageDevice.open(path, writable=True)
+    ended = trio.Event()
+
+    async def read(scope: trio.CancelScope) -> None:
+        with scope:
+            await device.read(MIB, 4096)
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+        nursery.start_soon(read, scope)
+        await trio.testing.wait_all_tasks_blocked()
+        first = disk.reads[0][0]
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ended.is_set()  # so whoever counts it, as the permit does, counts it still
+        with pytest.raises(AssertionError, match="in flight"):
+            await device.aclose()
+        nursery.start_soon(device.read, 2 * MIB, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [address for address, _, _ in disk.reads.values()].count(first) == 1
+        disk.end(b"a" * 4096)
+        await ended.wait()
+        nursery.start_soon(device.read, 3 * MIB, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [address for address, _, _ in disk.reads.values()].count(first) == 1  # again
+        disk.end(b"b" * 4096)
+        disk.end(b"c" * 4096)
+    await device.aclose()
+
+
+async def test_a_disk_that_does_not_answer_holds_up_nobody_else(path: Path, disk: Disk) -> None:
+    device = ImageDevice.open(path, writable=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(device.read, MIB, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+
+        await device.write(0, b"x" * 4096)
+        assert await device.read(0, 4096) == b"x" * 4096
+        assert len(disk.reads) == 1
+
+        disk.end(bytes(4096))
     await device.aclose()
 
 

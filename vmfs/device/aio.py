@@ -1,4 +1,6 @@
-"""Waiting for Linux AIO without a thread: requests of one file, and who is told that they ended.
+"""Waiting for the kernel without a thread: requests of one file, and who is told that they ended.
+
+What carries them is Linux AIO, or io_uring where it is only to read (`vmfs.device.linux_uring`).
 
 There is no task in the background. Of those who wait, one (the *leader*) waits for the eventfd; it
 collects whatever has completed, wakes whose it is, and hands the lead on when its own is done. So
@@ -11,11 +13,12 @@ writes its memory. So whoever counts I/O around it (the permit) counts it until 
 import errno
 import os
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import trio
 
-from vmfs.device.linux_aio import AioContext, Opcode
+from vmfs.device.linux_aio import AioContext
 
 DEPTH: Final = 64
 """Requests in flight per device; what more there are wait here, in their order."""
@@ -24,18 +27,40 @@ RETRY_SECONDS: Final = 0.001
 """Until the next try when the layer below has no room and nothing of ours is in flight."""
 
 
+class Context(Protocol):
+    """Room for requests in the kernel: an `AioContext` or a `UringContext`."""
+
+    event_fd: int
+
+    def submit(  # noqa: PLR0913 - the fields of one request
+        self, slot: int, opcode: int, fd: int, *, address: int, length: int, offset: int
+    ) -> None:
+        """Start a request in a slot of the caller's choice."""
+        ...
+
+    def completed(self) -> list[tuple[int, int]]:
+        """Slot and result of what has ended since the last call."""
+        ...
+
+    def close(self) -> None:
+        """Give it back."""
+        ...
+
+
 class AioQueue:
     """Requests to one file descriptor, which is not owned."""
 
-    def __init__(self, fd: int, *, depth: int = DEPTH) -> None:
-        """Make room for `depth` requests.
+    def __init__(
+        self, fd: int, *, depth: int = DEPTH, context: Callable[[int], Context] | None = None
+    ) -> None:
+        """Make room for `depth` requests, with `context` (Linux AIO).
 
         Raises:
-            OSError: the machine has no room for them, or no AIO.
+            OSError: the machine has no room for them, or nothing of the kind.
             Unsupported: a kind of machine that we do not know.
         """
         self._fd = fd
-        self._context = AioContext(depth)
+        self._context = (context or AioContext)(depth)
         self._free = deque(range(depth))
         self._results: list[int | None] = [None] * depth
         self._sleepers: dict[int, trio.lowlevel.Task] = {}  # by slot: who waits for what
@@ -49,7 +74,7 @@ class AioQueue:
 
     @trio.lowlevel.enable_ki_protection
     async def transfer(
-        self, opcode: Opcode, *, address: int = 0, length: int = 0, offset: int = 0
+        self, opcode: int, *, address: int = 0, length: int = 0, offset: int = 0
     ) -> int:
         """Do one request. The memory must stay until this returns, which no cancellation hastens.
 
@@ -70,12 +95,28 @@ class AioQueue:
             raise OSError(-result, os.strerror(-result))
         return result
 
+    async def transfer_all(self, opcode: int, *, address: int, length: int, offset: int) -> int:
+        """As `transfer`, but what the kernel leaves over is asked for again.
+
+        Returns:
+            Bytes moved; fewer than `length` only where the file ends.
+        """
+        done = 0
+        while done < length:
+            moved = await self.transfer(
+                opcode, address=address + done, length=length - done, offset=offset + done
+            )
+            if moved == 0:
+                break
+            done += moved
+        return done
+
     def close(self) -> None:
         """Give the context back; nothing may be in flight."""
         assert not self.in_flight, "closed with requests in flight"
         self._context.close()
 
-    async def _start(self, opcode: Opcode, address: int, length: int, offset: int) -> int:
+    async def _start(self, opcode: int, address: int, length: int, offset: int) -> int:
         """Submit, as soon as there is room; the slot it is in."""
         while True:
             while not self._free:

@@ -164,18 +164,15 @@ class DirectDevice(LunDevice):
     async def _transfer(
         self, opcode: Opcode, verb: str, address: int, offset: int, length: int
     ) -> None:
-        """Move all of it; what the kernel leaves over is asked for again."""
-        done = 0
-        while done < length:
-            try:
-                moved = await self._queue.transfer(
-                    opcode, address=address + done, length=length - done, offset=offset + done
-                )
-            except OSError as error:
-                raise self._error(verb, offset, length, reason_of(error)) from error
-            if moved == 0:
-                raise self._error(verb, offset, length, f"ends after {done} bytes")
-            done += moved
+        """Move all of it."""
+        try:
+            done = await self._queue.transfer_all(
+                opcode, address=address, length=length, offset=offset
+            )
+        except OSError as error:
+            raise self._error(verb, offset, length, reason_of(error)) from error
+        if done < length:
+            raise self._error(verb, offset, length, f"ends after {done} bytes")
 
     async def _fdatasync(self) -> None:
         await self._queue.transfer(Opcode.FDSYNC)

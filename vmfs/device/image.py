@@ -4,14 +4,16 @@ Hosts that share it must run on one kernel: they share its page cache. A LUN tha
 writes too needs `vmfs.device.direct`. (Readers may open a block device so.)
 
 What the page cache has is read inline: without a checkpoint, and without a thread (a hop costs more
-than the I/O, docs/decisions/009). What it has not is read in a thread, so that a slow disk holds up
-neither a heartbeat nor other requests. A filesystem that cannot say what it has (tmpfs, which has
+than the I/O, docs/decisions/009). What it has not, io_uring brings into it and hands over, so that
+a slow disk holds up neither a heartbeat nor other requests (docs/decisions/016); where there is no
+io_uring, a thread does that. A filesystem that cannot say what it has (tmpfs, which has
 everything) is read inline. Writes are inline: they go to memory, until the kernel slows down who
 writes faster than the disk, by 0.2 s per call at most (`balance_dirty_pages`). A flush waits
 without a thread, as AIO does.
 """
 
 import errno
+import logging
 import os
 from pathlib import Path
 from typing import Final, Self
@@ -21,11 +23,14 @@ import trio
 from vmfs.device import linux
 from vmfs.device.aio import AioQueue
 from vmfs.device.base import Buffer, assert_range
-from vmfs.device.buffers import AlignedBuffer
+from vmfs.device.buffers import AlignedBuffer, BufferPool
 from vmfs.device.linux_aio import Opcode
+from vmfs.device.linux_uring import UringContext, UringOpcode
 from vmfs.device.lun import LunDevice, open_lun, reason_of
 from vmfs.errors import Unsupported
 from vmfs.units import MIB
+
+_log = logging.getLogger("vmfs.device")
 
 INLINE_BYTES_MAX: Final = MIB
 """Bulk verbs on more than this go to a thread: freeing many extents takes long in the kernel."""
@@ -40,6 +45,9 @@ class ImageDevice(LunDevice):
         self._tells_misses = True  # until the filesystem says that it cannot
         self._missed: tuple[int, int] | None = None  # by `read_now`: `read` need not try again
         self._scratch = AlignedBuffer(MIB)
+        self._pool = BufferPool()
+        self._misses: AioQueue | None = None  # made with the first
+        self._has_uring = True
         self._flushes: AioQueue | None = None  # made with the first
         self._has_aio = True
 
@@ -67,7 +75,7 @@ class ImageDevice(LunDevice):
             if view is not None:
                 return bytes(view)
         try:
-            data = await trio.to_thread.run_sync(linux.pread, self._fd, offset, length)
+            data = await self._pread(offset, length)
         except OSError as error:
             raise self._error("read", offset, length, reason_of(error)) from error
         if len(data) != length:
@@ -103,6 +111,43 @@ class ImageDevice(LunDevice):
         self._count_read(length)
         return view
 
+    async def _pread(self, offset: int, length: int) -> bytes:
+        """Wait for the disk; fewer bytes only where the file ends.
+
+        Raises:
+            OSError: the medium answered with an error.
+        """
+        queue = self._queue_of_misses()
+        if queue is None:
+            return await trio.to_thread.run_sync(linux.pread, self._fd, offset, length)
+        parts = []
+        for start in range(offset, offset + length, MIB):
+            count = min(MIB, offset + length - start)
+            parts.append(await self._pread_piece(queue, start, count))
+            if len(parts[-1]) < count:
+                break
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _pread_piece(self, queue: AioQueue, offset: int, length: int) -> bytes:
+        buffer = self._pool.take(length)
+        try:
+            done = await queue.transfer_all(
+                UringOpcode.READ, address=buffer.address, length=length, offset=offset
+            )
+            return bytes(buffer.view[:done])
+        finally:
+            self._pool.give(buffer)  # the kernel is done with it, however this has ended
+
+    def _queue_of_misses(self) -> AioQueue | None:
+        """Made with the first miss, in the thread that uses it; None where there is no io_uring."""
+        if self._misses is None and self._has_uring:
+            try:
+                self._misses = AioQueue(self._fd, context=UringContext)
+            except OSError as error:
+                self._has_uring = False  # an old kernel, or a container or sysctl that forbids it
+                _log.info("no io_uring, cold reads take threads: %s", reason_of(error))
+        return self._misses
+
     def write_now(self, offset: int, data: Buffer) -> bool:
         """Write `data` at `offset`, inline: it always goes to memory first.
 
@@ -136,7 +181,10 @@ class ImageDevice(LunDevice):
             await self._flushes.transfer(Opcode.FDSYNC)
 
     async def aclose(self) -> None:
-        """Close the descriptor. Does not flush."""
+        """Close the descriptor. Does not flush; nothing may be in flight."""
+        if self._misses is not None:
+            self._misses.close()
+            self._misses = None
         if self._flushes is not None:
             self._flushes.close()
             self._flushes = None

@@ -10,6 +10,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from vmfs.units import SECTOR_SIZE, align_down
@@ -98,3 +99,19 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         code = ctypes.get_errno()
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
+
+
+def system_call(number: int, parameter_count: int) -> Callable[..., int]:
+    """One system call as a function of whole numbers and addresses, which raises `OSError`."""
+    words = (ctypes.c_long,) * (1 + parameter_count)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_long, *words, use_errno=True)
+    call = prototype(("syscall", ctypes.CDLL(None, use_errno=True)))
+
+    def checked(*arguments: int) -> int:
+        result: int = call(number, *arguments)
+        if result < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
+
+    return checked

@@ -12,10 +12,10 @@ import ctypes
 import os
 import platform
 import struct
-from collections.abc import Callable
 from enum import IntEnum
 from typing import Final
 
+from vmfs.device.linux import system_call
 from vmfs.errors import Unsupported
 
 _RESULT_FD: Final = 1  # IOCB_FLAG_RESFD: count the completion on an eventfd
@@ -62,9 +62,9 @@ class AioContext:
         if numbers is None:
             raise Unsupported(f"no asynchronous I/O on {platform.machine()} machines")
         setup, destroy, submit, get_events = numbers
-        self._destroy = _system_call(destroy, 1)
-        self._submit = _system_call(submit, 3)
-        self._get_events = _system_call(get_events, 5)
+        self._destroy = system_call(destroy, 1)
+        self._submit = system_call(submit, 3)
+        self._get_events = system_call(get_events, 5)
         self._depth = depth
         self._iocbs = ctypes.create_string_buffer(depth * _IOCB.size)
         first = ctypes.addressof(self._iocbs)
@@ -75,14 +75,14 @@ class AioContext:
         handle = ctypes.c_uint64(0)
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            _system_call(setup, 2)(depth, ctypes.addressof(handle))
+            system_call(setup, 2)(depth, ctypes.addressof(handle))
         except OSError:
             os.close(self.event_fd)
             raise
         self._handle = handle.value
 
     def submit(  # noqa: PLR0913 - the fields of one request
-        self, slot: int, opcode: Opcode, fd: int, *, address: int, length: int, offset: int
+        self, slot: int, opcode: int, fd: int, *, address: int, length: int, offset: int
     ) -> None:
         """Start one request; its slot and memory are the kernel's until `completed` names it.
 
@@ -116,19 +116,3 @@ class AioContext:
         """Give it back; waits for what is in flight."""
         self._destroy(self._handle)
         os.close(self.event_fd)
-
-
-def _system_call(number: int, parameter_count: int) -> Callable[..., int]:
-    """One system call as a function of whole numbers and addresses, which raises `OSError`."""
-    words = (ctypes.c_long,) * (1 + parameter_count)
-    prototype = ctypes.CFUNCTYPE(ctypes.c_long, *words, use_errno=True)
-    call = prototype(("syscall", ctypes.CDLL(None, use_errno=True)))
-
-    def checked(*arguments: int) -> int:
-        result: int = call(number, *arguments)
-        if result < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
-        return result
-
-    return checked
