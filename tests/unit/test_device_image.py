@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests.support.uring import needs_uring
-from vmfs.device import image, linux, lun
+from vmfs.device import image, linux, lun, patience
 from vmfs.device.aio import DEPTH, AioQueue
 from vmfs.device.image import ImageDevice
 from vmfs.device.linux_aio import Opcode
@@ -146,8 +146,12 @@ async def test_without_aio_a_flush_takes_a_thread(
 
 @pytest.fixture
 def misses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The page cache has the first 64 KiB; offsets at which it was asked for others."""
+    """The page cache has the first 64 KiB; offsets at which it was asked for others.
+
+    Nothing comes by being looked for again.
+    """
     asked: list[int] = []
+    monkeypatch.setattr(patience, "LOOK_SECONDS", 0.0)
     preadv = os.preadv
 
     def miss(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
@@ -242,6 +246,66 @@ async def test_many_misses_at_once_each_get_their_own_bytes(path: Path, misses: 
 
     assert len(found) == len(misses) > 4 * DEPTH
     assert all(found[offset] == data[offset : offset + 4096] for offset in found)
+    await device.aclose()
+
+
+class SlowCache:
+    """A page cache that has nothing but what it was asked for `count` times before."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+        self.asked = 0
+        self._count = count
+        self._preadv = os.preadv
+        monkeypatch.setattr(os, "preadv", self.preadv)
+        monkeypatch.setattr(patience, "LOOK_SECONDS", 60.0)
+
+    def preadv(self, fd: int, buffers: list[memoryview], offset: int, flags: int) -> int:
+        self.asked += 1
+        if self.asked <= self._count:
+            raise BlockingIOError(errno.EAGAIN, "not in the page cache")
+        return self._preadv(fd, buffers, offset)
+
+
+async def test_a_miss_that_a_fast_disk_has_brought_needs_no_request(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ImageDevice.open(path, writable=True)
+    await device.write(MIB, b"x" * 4096)
+    cache = SlowCache(monkeypatch, 5)
+
+    assert device.read_now(MIB, 4096) == b"x" * 4096
+    assert cache.asked == 6
+    assert device.statistics().read_count == 1
+    assert device.statistics().read_size == 4096
+    await device.aclose()
+
+
+async def test_a_long_miss_is_not_looked_for_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ImageDevice.open(path, writable=True)
+    cache = SlowCache(monkeypatch, 5)
+
+    assert device.read_now(0, 64 * KIB + 512) is None
+    assert cache.asked == 1
+    await device.aclose()
+
+
+async def test_an_error_while_a_miss_is_looked_for_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = ImageDevice.open(path, writable=True)
+    errors = [errno.EAGAIN, errno.EAGAIN, errno.EIO]
+
+    def preadv(*_arguments: object) -> int:
+        code = errors.pop(0)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    monkeypatch.setattr(patience, "LOOK_SECONDS", 60.0)
+
+    with pytest.raises(DeviceError, match=r"read of 0x1000 bytes at 0x100000 .*EIO"):
+        device.read_now(MIB, 4096)
     await device.aclose()
 
 

@@ -4,17 +4,18 @@ Hosts that share it must run on one kernel: they share its page cache. A LUN tha
 writes too needs `vmfs.device.direct`. (Readers may open a block device so.)
 
 What the page cache has is read inline: without a checkpoint, and without a thread (a hop costs more
-than the I/O, docs/decisions/009). What it has not, io_uring brings into it and hands over, so that
-a slow disk holds up neither a heartbeat nor other requests (docs/decisions/016); where there is no
-io_uring, a thread does that. A filesystem that cannot say what it has (tmpfs, which has
-everything) is read inline. Writes are inline: they go to memory, until the kernel slows down who
-writes faster than the disk, by 0.2 s per call at most (`balance_dirty_pages`). A flush waits
-without a thread, as AIO does.
+than the I/O, docs/decisions/009). What it has not is looked for again for 0.15 ms (a fast disk has
+brought it by then); if that was in vain io_uring reads it, so that a slow disk holds up neither a
+heartbeat nor other requests (docs/decisions/016). Where there is no io_uring, a thread does that. A
+filesystem that cannot say what it has (tmpfs, which has everything) is read inline. Writes are
+inline: they go to memory, until the kernel slows down who writes faster than the disk, by 0.2 s per
+call at most (`balance_dirty_pages`). A flush waits without a thread, as AIO does.
 """
 
 import errno
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Final, Self
 
@@ -27,13 +28,20 @@ from vmfs.device.buffers import AlignedBuffer, BufferPool
 from vmfs.device.linux_aio import Opcode
 from vmfs.device.linux_uring import UringContext, UringOpcode
 from vmfs.device.lun import LunDevice, open_lun, reason_of
+from vmfs.device.patience import Patience
 from vmfs.errors import Unsupported
-from vmfs.units import MIB
+from vmfs.units import KIB, MIB
 
 _log = logging.getLogger("vmfs.device")
 
 INLINE_BYTES_MAX: Final = MIB
 """Bulk verbs on more than this go to a thread: freeing many extents takes long in the kernel."""
+
+LOOKED_FOR_BYTES_MAX: Final = 64 * KIB
+"""Of a read that is looked for again at once; more takes longer than that anyway."""
+
+MISS: Final = -1
+"""In place of a number of bytes."""
 
 
 class ImageDevice(LunDevice):
@@ -45,6 +53,7 @@ class ImageDevice(LunDevice):
         self._tells_misses = True  # until the filesystem says that it cannot
         self._missed: tuple[int, int] | None = None  # by `read_now`: `read` need not try again
         self._scratch = AlignedBuffer(MIB)
+        self._patience = Patience(time.monotonic)
         self._pool = BufferPool()
         self._misses: AioQueue | None = None  # made with the first
         self._has_uring = True
@@ -94,22 +103,39 @@ class ImageDevice(LunDevice):
         """
         assert_range(self._size, offset, length)
         view = self._scratch.view[:length] if length <= MIB else memoryview(bytearray(length))
-        flags = os.RWF_NOWAIT if self._tells_misses else 0
-        try:
-            got = os.preadv(self._fd, [view], offset, flags)
-        except OSError as error:
-            if error.errno == errno.EAGAIN:
-                self._missed = offset, length
-                return None
-            if error.errno == errno.EOPNOTSUPP and self._tells_misses:
-                self._tells_misses = False
-                return self.read_now(offset, length)
-            raise self._error("read", offset, length, reason_of(error)) from error
-        if got != length:
-            self._missed = offset, length  # some of it, here or altogether: `read` finds out
+        got = self._look(view, offset)
+        if got != length and not (got == MISS and self._comes_soon(view, offset)):
+            self._missed = offset, length  # some of it, or all: `read` finds out
             return None
         self._count_read(length)
         return view
+
+    def _comes_soon(self, view: memoryview, offset: int) -> bool:
+        """Fill `view` with what the disk has just been asked for, if it is a fast one."""
+        length = len(view)
+        return length <= LOOKED_FOR_BYTES_MAX and self._patience.wait_for(
+            lambda: self._look(view, offset) == length
+        )
+
+    def _look(self, view: memoryview, offset: int) -> int:
+        """Fill `view` with what the page cache has, and have the kernel begin to read the rest.
+
+        Returns:
+            How many bytes, from the front; `MISS` for none, 0 behind the end of the file.
+
+        Raises:
+            DeviceError: the medium answered with an error.
+        """
+        flags = os.RWF_NOWAIT if self._tells_misses else 0
+        try:
+            return os.preadv(self._fd, [view], offset, flags)
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return MISS
+            if error.errno == errno.EOPNOTSUPP and self._tells_misses:
+                self._tells_misses = False
+                return self._look(view, offset)
+            raise self._error("read", offset, len(view), reason_of(error)) from error
 
     async def _pread(self, offset: int, length: int) -> bytes:
         """Wait for the disk; fewer bytes only where the file ends.
