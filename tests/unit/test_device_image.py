@@ -12,10 +12,10 @@ import trio.testing
 
 from tests.support.uring import needs_uring
 from vmfs.device import image, linux, lun, patience
-from vmfs.device.aio import DEPTH, AioQueue
+from vmfs.device.aio import AioQueue
 from vmfs.device.image import ImageDevice
 from vmfs.device.linux_aio import Opcode
-from vmfs.device.linux_uring import UringContext, UringOpcode
+from vmfs.device.linux_uring import DEPTH_MAX, UringContext, UringOpcode
 from vmfs.errors import DeviceError
 from vmfs.units import KIB, MIB
 
@@ -244,7 +244,7 @@ async def test_many_misses_at_once_each_get_their_own_bytes(path: Path, misses: 
         for offset in range(64 * KIB, SIZE, 16 * KIB):  # several times the depth of the queue
             nursery.start_soon(read, offset)
 
-    assert len(found) == len(misses) > 4 * DEPTH
+    assert len(found) == len(misses) > 4 * DEPTH_MAX
     assert all(found[offset] == data[offset : offset + 4096] for offset in found)
     await device.aclose()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.loop import loop_device, needs_loop
+from tests.support.uring import needs_uring
 from vmfs.units import MIB
 
 pytestmark = pytest.mark.slow
@@ -46,10 +47,33 @@ trio.run(main)
 """
 
 
-def kill_at_work(lun: Path) -> None:
-    """Start the writer on `lun`, kill it in the middle of its work, and see its exit."""
+READER = f"""
+import os, sys, trio
+from vmfs.device import patience
+from vmfs.device.image import ImageDevice
+
+async def main():
+    patience.LOOK_SECONDS = 0.0
+    device = ImageDevice.open(sys.argv[1], writable=True)
+    async def work(number):
+        for turn in range(1_000_000):
+            os.posix_fadvise(device._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            await device.read(number % {COUNT} * {MIB} + turn % 16 * 65536, 65536)
+            if turn == 3 and number == 0:
+                assert device._misses is not None
+                print("going", flush=True)
+    async with trio.open_nursery() as nursery:
+        for number in range(16):
+            nursery.start_soon(work, number)
+
+trio.run(main)
+"""
+
+
+def kill_at_work(lun: Path, program: str = WRITER) -> None:
+    """Start the program on `lun`, kill it in the middle of its work, and see its exit."""
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(lun)],
+        [sys.executable, "-c", program, str(lun)],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
@@ -96,6 +120,18 @@ def test_nothing_is_written_after_the_exit_was_seen(kind: str, tmp_path: Path) -
             late = [_trial(node) for _ in range(TRIALS)]
 
     assert late == [0] * TRIALS
+
+
+@needs_uring
+def test_reads_in_flight_hold_up_no_exit_and_change_nothing(tmp_path: Path) -> None:
+    image = tmp_path / "lun.img"
+    image.write_bytes(bytes(COUNT * MIB))
+    with image.open("rb") as file:
+        os.fsync(file.fileno())  # only clean pages can be dropped
+
+    kill_at_work(image, READER)
+
+    assert count_late_bytes(image) == 0
 
 
 def _trial(lun: Path) -> int:

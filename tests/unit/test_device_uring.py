@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.uring import needs_uring
 from vmfs.device.buffers import AlignedBuffer
-from vmfs.device.linux_uring import UringContext, UringOpcode
+from vmfs.device.linux_uring import DEPTH_MAX, UringContext, UringOpcode
 from vmfs.fuse.descriptors import descriptors_of
 from vmfs.units import KIB, MIB
 
@@ -77,6 +77,24 @@ def test_a_cold_read_completes_without_another_call(ring: UringContext, file: in
 
     assert results(ring, 1) == {3: 4 * KIB}
     assert buffer.view == os.pread(file, 4 * KIB, 512 * KIB)
+
+
+def test_all_that_ended_before_anybody_asked_is_told(file: int) -> None:
+    ring, buffer = UringContext(DEPTH_MAX), AlignedBuffer(4 * KIB)
+    os.fsync(file)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+    offsets = range(0, MIB, MIB // DEPTH_MAX)
+    for slot, offset in enumerate(offsets):
+        ring.submit(
+            slot, UringOpcode.READ, file, address=buffer.address, length=4 * KIB, offset=offset
+        )
+    for offset in offsets:
+        os.pread(file, 4 * KIB, offset)  # so it is there, and the ring was told
+
+    assert results(ring, DEPTH_MAX) == dict.fromkeys(range(DEPTH_MAX), 4 * KIB)
+    assert not select.select([ring.event_fd], [], [], 0)[0]  # nobody is woken for nothing
+    ring.close()
 
 
 def test_fewer_bytes_at_the_end_and_none_behind_it(ring: UringContext, file: int) -> None:

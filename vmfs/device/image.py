@@ -4,7 +4,7 @@ Hosts that share it must run on one kernel: they share its page cache. A LUN tha
 writes too needs `vmfs.device.direct`. (Readers may open a block device so.)
 
 What the page cache has is read inline: without a checkpoint, and without a thread (a hop costs more
-than the I/O, docs/decisions/009). What it has not is looked for again for 0.15 ms (a fast disk has
+than the I/O, docs/decisions/009). What it has not is looked for again for 0.3 ms (a fast disk has
 brought it by then); if that was in vain io_uring reads it, so that a slow disk holds up neither a
 heartbeat nor other requests (docs/decisions/016). Where there is no io_uring, a thread does that. A
 filesystem that cannot say what it has (tmpfs, which has everything) is read inline. Writes are
@@ -26,7 +26,7 @@ from vmfs.device.aio import AioQueue
 from vmfs.device.base import Buffer, assert_range
 from vmfs.device.buffers import AlignedBuffer, BufferPool
 from vmfs.device.linux_aio import Opcode
-from vmfs.device.linux_uring import UringContext, UringOpcode
+from vmfs.device.linux_uring import DEPTH_MAX, UringContext, UringOpcode
 from vmfs.device.lun import LunDevice, open_lun, reason_of
 from vmfs.device.patience import Patience
 from vmfs.errors import Unsupported
@@ -168,7 +168,7 @@ class ImageDevice(LunDevice):
         """Made with the first miss, in the thread that uses it; None where there is no io_uring."""
         if self._misses is None and self._has_uring:
             try:
-                self._misses = AioQueue(self._fd, context=UringContext)
+                self._misses = AioQueue(self._fd, depth=DEPTH_MAX, context=UringContext)
             except OSError as error:
                 self._has_uring = False  # an old kernel, or a container or sysctl that forbids it
                 _log.info("no io_uring, cold reads take threads: %s", reason_of(error))

@@ -48,6 +48,11 @@ _COMPLETION: Final = struct.Struct("<QiI")
 _COUNTER_MASK: Final = 0xFFFF_FFFF
 
 
+DEPTH_MAX: Final = 16
+"""In flight. In one call the kernel does what is left to do of 20 (IO_LOCAL_TW_DEFAULT_MAX,
+Linux 6.13), and signals nothing about the rest: so there must not be more."""
+
+
 class UringOpcode(IntEnum):
     """What a request does: IORING_OP_*. Nothing that changes a file belongs here."""
 
@@ -64,11 +69,12 @@ class UringContext:
         """Make the ring. Only the thread that makes it can use it.
 
         Args:
-            depth: a power of two.
+            depth: a power of two, `DEPTH_MAX` at most.
 
         Raises:
             OSError: EPERM or ENOSYS, no io_uring here; EINVAL, the kernel is older than 6.1.
         """
+        assert depth <= DEPTH_MAX, f"{depth} requests may leave some forgotten"
         self._enter = system_call(_ENTER, 6)
         params = bytearray(_PARAMS.size)
         struct.pack_into("<I", params, _FLAGS, _SINGLE_ISSUER | _DEFER_TASKRUN)
@@ -125,21 +131,33 @@ class UringContext:
 
     def completed(self) -> list[tuple[int, int]]:
         """Slot and result (bytes, or minus errno) of all that has completed since the last call."""
+        found: list[tuple[int, int]] = []
+        while self._is_signalled():
+            self._enter(self._fd, 0, 0, _GET_EVENTS, 0, 0)
+            self._take_completions(found)
+        return found
+
+    def _is_signalled(self) -> bool:
+        """Whether there may be something to do: the signal is taken first, so none is lost.
+
+        What a call completes signals, too. So there is another one after each that completed
+        something, which also does what the kernel has put off (it does 20 at a time).
+        """
         try:
-            os.eventfd_read(self.event_fd)  # first: what completes after it makes it readable again
+            os.eventfd_read(self.event_fd)
         except BlockingIOError:
-            return []
-        self._enter(self._fd, 0, 0, _GET_EVENTS, 0, 0)
+            return False
+        return True
+
+    def _take_completions(self, found: list[tuple[int, int]]) -> None:
         words = self._words
         head, tail = words[self._done_head], words[self._done_tail]
-        found = []
         while head != tail:
             place = self._first_done + (head & self._done_mask) * _COMPLETION.size
             slot, result, _ = _COMPLETION.unpack_from(self._rings, place)
             found.append((slot, result))
             head = (head + 1) & _COUNTER_MASK
         words[self._done_head] = head
-        return found
 
     def close(self) -> None:
         """Give it back; nothing may be in flight."""

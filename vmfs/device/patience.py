@@ -8,7 +8,7 @@ looked for again for a moment. A slow disk is found out by that, and then left a
 from collections.abc import Callable
 from typing import Final
 
-LOOK_SECONDS: Final = 0.00015
+LOOK_SECONDS: Final = 0.0003
 """How long a miss may hold up the loop; a pass of the FUSE floor over requests takes 2 ms."""
 
 SKIPPED_MAX: Final = 255
