@@ -13,6 +13,7 @@ from tests.support.doctored_mount import COUNTED, FAULTS
 from tests.support.hand_overs import HandOvers, Stale
 from tests.support.mounts import Datastore, datastore, run_as_user
 from tests.support.rename import RENAME_EXCHANGE, renameat2
+from tests.support.starved import starved_readers
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +34,15 @@ def test_nothing_stale_is_seen_while_locks_change_hands(tmp_path: Path) -> None:
         hand_overs.run(HAND_OVERS // 3)
         with hand_overs.readers():
             hand_overs.run(HAND_OVERS - HAND_OVERS // 3)
+
+
+@pytest.mark.timeout(600)
+def test_no_name_is_stale_while_readers_starve(tmp_path: Path) -> None:
+    """A listing, or the reply to a look, is taken in long after the directory was asked for."""
+    with datastore(tmp_path, hosts=("a", "b"), seconds=500) as ds:
+        hand_overs = begin(ds)
+        with starved_readers(ds.a.path / "work", ds.b.path / "work"):
+            hand_overs.run_names(HAND_OVERS // 5)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -153,6 +153,11 @@ class HandOvers:
                 self._change_names(here, there)
             self.count += 1
 
+    def run_names(self, count: int) -> None:
+        """Until so many names were made, renamed or deleted, always looked at on the other host."""
+        for _ in range(count):
+            self._change_names(*self._rng.sample(self._tops, 2))
+
     @contextmanager
     def readers(self) -> Iterator[None]:
         """Readers on both hosts as long as the block lasts; they must have seen nothing stale."""

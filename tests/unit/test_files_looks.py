@@ -1,10 +1,13 @@
 """Looking at attributes: in passing, again and again, and what is held for it."""
 
+from dataclasses import dataclass, field
+
 import pytest
+import trio
 from trio.testing import MockClock
 
 from tests.support.volumes import VolumeLab, creation, put, volume_lab
-from vmfs.errors import LockBusy
+from vmfs.errors import LockBusy, NotFound
 from vmfs.files.attributes import ROOT_ADDRESS, AttributeChanges
 from vmfs.files.inode_table import LOOKED_AT_MAX, LOOKS_LEFT_ALONE
 from vmfs.ids import FdAddress
@@ -149,3 +152,47 @@ async def test_busy_file_is_still_seen(autojump_clock: MockClock) -> None:
             await b.namespace.open(address, writing=False)
         assert (await b.namespace.getattr(address)).size == 7
         await file.release()
+
+
+@dataclass
+class SlowToForget:
+    """A watcher that drops what was copied under one lock when a test says so."""
+
+    address: FdAddress
+    asked: trio.Event = field(default_factory=trio.Event)
+    done: trio.Event = field(default_factory=trio.Event)
+
+    def changed(self, address: FdAddress) -> None:
+        """It copies nothing."""
+
+    async def give_up(self, address: FdAddress) -> None:
+        if address == self.address:
+            self.asked.set()
+            await self.done.wait()
+
+    def lost(self) -> None:
+        """It copies nothing."""
+
+
+async def test_directory_that_is_being_given_up_is_looked_at_all_the_same(
+    autojump_clock: MockClock,
+) -> None:
+    """What gives it up may wait for who waits for the answer."""
+    async with volume_lab() as lab, lab.host("a") as a, lab.host("b") as b:
+        made = await put(a, b"f", b"x")
+        directory = await a.namespace.open_directory(ROOT_ADDRESS)
+        watcher = SlowToForget(ROOT_ADDRESS)
+        a.namespace.watch(watcher)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(b.namespace.mkdir, ROOT_ADDRESS, b"d", creation(0o755))
+            await watcher.asked.wait()
+            assert a.namespace.tenure(ROOT_ADDRESS) == 0
+            with trio.fail_after(0.05):
+                assert (await a.namespace.lookup(ROOT_ADDRESS, b"f")).address == made.address
+                with pytest.raises(NotFound):
+                    await a.namespace.lookup(ROOT_ADDRESS, b"d")
+                assert b"f" in [entry.name for _, entry in await directory.read(0)]
+            watcher.done.set()
+        assert b"d" in [entry.name for _, entry in await directory.read(0)]
+        await directory.release()
+        await a.namespace.lookup(ROOT_ADDRESS, b"d")

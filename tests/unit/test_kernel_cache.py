@@ -17,7 +17,7 @@ from vmfs.fuse.kernel_cache import (
     seconds,
 )
 from vmfs.fuse.known_nodes import KnownNodes
-from vmfs.fuse.readers import TAKEN_NS, Run
+from vmfs.fuse.readers import TAKEN_NS
 from vmfs.fuse.translate import entry_of
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
@@ -323,6 +323,24 @@ async def test_listing_whose_reader_does_not_come_back_has_its_names_forgotten_w
     assert edge.heard() == []
 
 
+async def test_change_that_the_kernel_asks_for_shows_that_the_listing_is_over(
+    edge, autojump_clock: MockClock
+):
+    """Its reader may wait for the lock under which the kernel asks, and is not waited for."""
+    edge.tenures[DIRECTORY] = 3
+    edge.cache.name_seconds(DIRECTORY, 3)
+    edge.cache.listing_sent(1, DIRECTORY, reader=0)
+    started = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(edge.give_up, DIRECTORY)
+        await trio.sleep(LISTING_SECONDS / 2)
+        edge.cache.changing(OTHER)
+        assert edge.heard() == []
+        edge.cache.changing(DIRECTORY, OTHER)
+    assert edge.heard() == ["names"]
+    assert trio.current_time() - started == pytest.approx(LISTING_SECONDS / 2)
+
+
 @pytest.mark.parametrize(
     ("calls", "runs", "expected"),
     [
@@ -335,7 +353,7 @@ async def test_listing_whose_reader_does_not_come_back_has_its_names_forgotten_w
 async def test_reader_that_is_still_in_the_call_is_waited_for(
     edge, monkeypatch, calls, runs, expected, autojump_clock: MockClock
 ):
-    looks = [Run(ns=ns, times=5) for ns in (0, *runs)]
+    looks = [0, *runs]
     monkeypatch.setattr(readers, "look_at_call", lambda thread: {77: calls}[thread].pop(0))
     monkeypatch.setattr(readers, "look_at_run", lambda thread: {77: looks}[thread].pop(0))
     edge.tenures[DIRECTORY] = 3

@@ -82,6 +82,9 @@ class Directories:
     ) -> DirEntry | None:
         """What a name stands for right now; nothing is held when this returns.
 
+        To look only, never waits for a lock that this host still has: not even for one that is
+        being given up, which may itself be waiting for the reply (`vmfs.fuse.kernel_cache`).
+
         Args:
             parent: the directory.
             name: checked here.
@@ -94,8 +97,35 @@ class Directories:
             StaleHandle: `parent` was deleted.
         """
         check_name(name)
+        at_hand = self.at_hand(parent) if mode is LockMode.SHARED else None
+        if at_hand is not None:
+            return at_hand.find(name)
         async with self._table.held({parent: mode}, label=text(name)) as nodes:
             return (await self.entries(nodes[parent])).find(name)
+
+    async def listed(self, address: FdAddress) -> tuple[ListedName, ...]:
+        """All names of a directory; it waits for a lock only where `look` does.
+
+        Raises:
+            NotADirectory, StaleHandle, CorruptRecord: as `look`.
+        """
+        entries = self.at_hand(address)
+        if entries is not None:
+            return self._listed(entries)
+        async with self._table.held({address: LockMode.SHARED}) as nodes:
+            return self._listed(await self.entries(nodes[address]))
+
+    def at_hand(self, address: FdAddress) -> EntryArray | None:
+        """The entries of a directory, if they are known, and this host stands in its lock record.
+
+        Nobody else can change them then, and this host does so between two awaits only. Good until
+        the caller awaits anything. None as well when it was deleted.
+        """
+        inode = self._table.find(address)
+        contents = None if inode is None else self._table.known(inode)
+        if inode is None or contents is None or not inode.is_meant(contents.desc):
+            return None
+        return contents.entries
 
     async def must_look(
         self, parent: FdAddress, name: bytes, mode: LockMode = LockMode.SHARED
@@ -194,6 +224,11 @@ class Directories:
         inode.loaded.entries = inode.remembered = entries
         self._changed(inode, (0, entries.length))
 
+    def _listed(self, entries: EntryArray) -> tuple[ListedName, ...]:
+        names = entries.listed()
+        self._table.listed(names)
+        return names
+
     def _loaded(self, inode: Inode) -> EntryArray:
         entries = inode.loaded.entries
         assert entries is not None, f"the entries of {inode} are not loaded"
@@ -257,10 +292,7 @@ class OpenDirectory:
             CorruptRecord: it is damaged.
         """
         if start == 0 or self._snapshot is None:
-            async with self._table.held({self._address: LockMode.SHARED}) as nodes:
-                entries = await self._directories.entries(nodes[self._address])
-                self._snapshot = entries.listed()
-                self._table.listed(self._snapshot)
+            self._snapshot = await self._directories.listed(self._address)
         return list(enumerate(self._snapshot[start : start + LISTED_MAX], start + 1))
 
     async def release(self) -> None:

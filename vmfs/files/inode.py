@@ -131,8 +131,12 @@ class Inode:
             if not desc.is_used:
                 raise StaleHandle(f"{self} belongs to no file")
             self.generation = desc.generation
-        elif desc.generation != self.generation or not (desc.is_used or self.orphaned):
+        elif not self.is_meant(desc):
             raise StaleHandle(f"{self} was deleted")
+
+    def is_meant(self, desc: FileDesc) -> bool:
+        """Whether a descriptor is still, or at last, that of this node."""
+        return desc.generation == self.generation and (desc.is_used or self.orphaned)
 
     @property
     def is_directory(self) -> bool:

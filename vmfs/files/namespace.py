@@ -150,15 +150,11 @@ class Namespace:
         return self._table.is_looked_at(address)
 
     def entries_held(self, address: FdAddress) -> EntryArray | None:
-        """The entries of a directory, if this host holds it and has them at hand.
+        """The entries of a directory, if this host holds it, for now, and has them at hand.
 
         Good until the caller awaits anything.
         """
-        inode = self._table.find(address)
-        if inode is None or not self.tenure(address):
-            return None
-        contents = self._table.known(inode)
-        return None if contents is None else contents.entries
+        return self._directories.at_hand(address) if self.tenure(address) else None
 
     def attributes_held(self, address: FdAddress, generation: int) -> Attributes | None:
         """The attributes of a node, if this host holds it and has them at hand.

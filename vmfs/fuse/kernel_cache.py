@@ -17,7 +17,9 @@ A reply that was sent may not have been read yet by the task in the kernel that 
 carry a version there that makes a notification win, but for a node that this very reply makes
 known: then the notification finds nothing, which is *owed* until it does. Names carry an epoch,
 taken before the request was sent, but in a listing afterwards: so a listing under way is waited
-for, and its names are forgotten once more when its reader comes back.
+for. Its reader may be waiting in turn, for the reply to a LOOKUP in that directory, or for whoever
+changes it: that LOOKUP is answered without the lock's being taken anew (`Directories.look`), and a
+change that is asked for shows that the listing is over (`changing`).
 
 Decides on values and keeps count; the only thing it does is to send notifications that wait for
 nothing. docs/decisions/008-kernel-caches-under-locks.md has the reasons.
@@ -35,7 +37,6 @@ from vmfs.files.attributes import ROOT_ADDRESS, Attributes
 from vmfs.fuse import readers
 from vmfs.fuse.known_nodes import KnownNodes, inode_of
 from vmfs.fuse.notify import Notifier, Silence
-from vmfs.fuse.readers import Run
 from vmfs.fuse.tree import NamedNode
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
@@ -91,7 +92,7 @@ class _Sent:
     directory: FdAddress
     at: float  # trio time
     reader: int  # the task that lists: its thread id; 0: unknown
-    run: Run | None  # how much it had been run by then
+    run: int | None  # ns that it had been run by then
 
 
 class KernelCache:
@@ -222,6 +223,16 @@ class KernelCache:
         if handle in self._listings_owed:
             self._listings_owed.discard(handle)
             self._forget_names()
+
+    def changing(self, *directories: FdAddress) -> None:
+        """The kernel asks to change these directories: nobody is in a listing of them.
+
+        It keeps a directory locked from before it asks until the reply is taken in, and a listing,
+        which is taken in under that lock as well, waits as long (Linux, Documentation/filesystems/
+        locking.rst: `i_rwsem`).
+        """
+        for handle in [h for h, sent in self._listings.items() if sent.directory in directories]:
+            self.listing_taken(handle)
 
     # --- what ends it ---
 

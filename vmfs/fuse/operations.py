@@ -112,7 +112,7 @@ class Operations(pyfuse3.Operations):
         """Make an empty regular file; device nodes, FIFOs and sockets are EPERM, as POSIX says."""
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise NotPermitted("VMFS-5 has no device nodes, FIFOs or sockets")
-        parent = _address(parent_inode)
+        parent = self._changing(parent_inode)
         seen = self._namespace.tenure(parent)
         made = await self._namespace.mknod(parent, name, _creation(mode, ctx))
         return self._told(made, parent, name, seen)
@@ -122,7 +122,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext
     ) -> EntryAttributes:
         """Make an empty directory."""
-        parent = _address(parent_inode)
+        parent = self._changing(parent_inode)
         seen = self._namespace.tenure(parent)
         made = await self._namespace.mkdir(parent, name, _creation(mode, ctx))
         return self._told(made, parent, name, seen)
@@ -141,12 +141,12 @@ class Operations(pyfuse3.Operations):
     @answered(of_name)
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove a name."""
-        await self._namespace.unlink(_address(parent_inode), name)
+        await self._namespace.unlink(self._changing(parent_inode), name)
 
     @answered(of_name)
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        await self._namespace.rmdir(_address(parent_inode), name)
+        await self._namespace.rmdir(self._changing(parent_inode), name)
 
     @answered(of_name)
     async def rename(  # noqa: PLR0913 (the signature is pyfuse3's)
@@ -160,9 +160,9 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Move, replace or exchange names."""
         await self._namespace.rename(
-            _address(parent_inode_old),
+            self._changing(parent_inode_old),
             name_old,
-            _address(parent_inode_new),
+            self._changing(parent_inode_new),
             name_new,
             rename_flags_of(flags),
         )
@@ -172,7 +172,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Give a file one more name."""
-        parent = _address(new_parent_inode)
+        parent = self._changing(new_parent_inode)
         seen = self._namespace.tenure(parent)
         linked = await self._namespace.link(_address(inode), parent, new_name)
         return self._shown(linked, parent, new_name, seen)
@@ -238,7 +238,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a file and open it; without O_EXCL, open what another host has made meanwhile."""
-        parent = _address(parent_inode)
+        parent = self._changing(parent_inode)
         for _ in range(_CREATE_TRIES_MAX):
             seen = self._namespace.tenure(parent)
             try:
@@ -375,6 +375,12 @@ class Operations(pyfuse3.Operations):
             return self._known.path(self._files[fh].file.address)
         except KeyError:
             return f"<handle {fh}>"
+
+    def _changing(self, directory: int) -> FdAddress:
+        """The directory that a request is to change."""
+        address = _address(directory)
+        self.cache.changing(address)
+        return address
 
     def _told(
         self, attributes: Attributes, parent: FdAddress, name: bytes, seen: int

@@ -3,11 +3,10 @@
 A reply is sent, and the task that asked has to be run before its names are in the kernel's cache.
 Nobody tells us when; but once it is out of that getdents(2), they are. proc(5): `/proc/TID/syscall`
 has the number of the call that a task waits in, or `running` for one that runs or could;
-`/proc/TID/schedstat` the nanoseconds that it has been run, and how many times.
+`/proc/TID/schedstat` the nanoseconds that it has been run.
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -20,22 +19,13 @@ _LISTING_CALLS: Final = {"x86_64": ("217", "78"), "aarch64": ("61",)}
 _RUNNABLE: Final = "running"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """How much a task has been run, ever."""
-
-    ns: int
-    times: int
-
-
-def look_at_run(thread: int) -> Run | None:
-    """How much a task has been run; None when it has ended, or is not ours to see."""
+def look_at_run(thread: int) -> int | None:
+    """The nanoseconds that a task has been run; None when it ended, or is not ours to see."""
     try:
         with open(f"/proc/{thread}/schedstat", "rb", buffering=0) as file:  # noqa: PTH123 (cheaper)
-            ns, _, times = file.read(64).split()
-    except (OSError, ValueError):
+            return int(file.read(64).split()[0])
+    except (OSError, ValueError, IndexError):
         return None
-    return Run(ns=int(ns), times=int(times))
 
 
 def look_at_call(thread: int) -> str | None:
@@ -47,12 +37,12 @@ def look_at_call(thread: int) -> str | None:
 
 
 def has_taken(
-    before: Run | None, now: Run | None, call: str | None, *, machine: str = os.uname().machine
+    before: int | None, now: int | None, call: str | None, *, machine: str = os.uname().machine
 ) -> bool:
     """Whether a task is out of the call that it was in when its listing was sent.
 
     Args:
-        before: how much it had been run when the listing was about to be sent.
+        before: how long it had been run when the listing was about to be sent, in ns.
         now: and now.
         call: what it is in now, looked at before `now` was.
         machine: as uname(2) calls it.
@@ -63,7 +53,5 @@ def has_taken(
     if before is None or now is None or call is None or machine not in _LISTING_CALLS:
         return True
     if call == _RUNNABLE:
-        return now.ns - before.ns >= TAKEN_NS
-    # In the call and waiting, but run since: then it asks for more, or waits for a writer here
-    # that waits for the very lock.
-    return call not in _LISTING_CALLS[machine] or now.times > before.times
+        return now - before >= TAKEN_NS
+    return call not in _LISTING_CALLS[machine]
