@@ -35,7 +35,7 @@ RECORDED: Final = {
     "tmpfs": Scale(file_mib=128, disk_mib=4096, seconds=0.25, names=2000, rounds=3),
     "disk": Scale(file_mib=128, disk_mib=4096, seconds=0.25, names=2000, rounds=2),
 }
-"""What fits into eight minutes on two quiet cores."""
+"""What fits into ten minutes on two quiet cores."""
 
 RECORD_SECONDS: Final = {"tmpfs": 270.0, "disk": 200.0}
 """On cores that are not quiet there are fewer rounds."""

@@ -208,13 +208,12 @@ class Allocator:
             if short is None:
                 return grant
             grant.close()
-            whom = self._whom_to_ask(short, asked)
             if await self.preallocations.give_back():
                 continue
             if self._ledger.unsettled and not settled:
                 settled = True
                 await self._ledger.settle()
-            elif whom:
+            elif whom := self._whom_to_ask(short, asked):
                 asked |= whom
             elif not refreshed:
                 refreshed = True

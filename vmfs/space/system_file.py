@@ -169,11 +169,11 @@ class ResourceFile:
         return self._pack(cluster, resource)
 
     def _pack(self, cluster: int, chosen: _Values) -> _Values:
+        if self.kind is AddressType.FB:
+            first = cluster * self.header.resources_per_cluster
+            return (chosen + first) << 6 | int(self.kind)
         where = cluster << 6 | int(self.kind)
         match self.kind:
-            case AddressType.FB:
-                first = cluster * self.header.resources_per_cluster
-                return (chosen + first) << 6 | int(self.kind)
             case AddressType.FD:
                 return chosen << 22 | where
             case AddressType.SB:
