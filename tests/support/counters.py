@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.support.fault_host import count
-from tests.support.fault_lab import FaultLab, Siege, fault_lab, random_moment
+from tests.support.fault_lab import FaultLab, Siege, add_options, fault_lab, random_moment
 from tests.support.linearizability import UNKNOWN, Operation
 
 HOSTS: Final = ("a", "b", "c", "d")
@@ -88,10 +88,7 @@ def run(lab: FaultLab, rng: random.Random, arguments: argparse.Namespace) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--increments", type=int, default=1000)
-    parser.add_argument("--faults", type=int, default=6)
-    parser.add_argument("--kinds", default="kill,stop,cut")
-    parser.add_argument("--protocol", choices=("ats", "reservation"), default="ats")
-    parser.add_argument("--seed", type=int, default=1)
+    add_options(parser)
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="counter-") as directory,

@@ -9,6 +9,7 @@ module must not have run trio before. So a test runs it as a program of its own 
 which is also how a failure is replayed. Everything dies with that program.
 """
 
+import argparse
 import ctypes
 import json
 import math
@@ -359,6 +360,14 @@ def read_history(who: Who) -> list[Operation]:
         )
         for call in calls.values()
     ]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which faults a lab's program makes, and where: the same for each of them."""
+    parser.add_argument("--faults", type=int, default=6)
+    parser.add_argument("--kinds", default="kill,stop,cut")
+    parser.add_argument("--protocol", choices=("ats", "reservation"), default="ats")
+    parser.add_argument("--seed", type=int, default=1)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from tests.support.fault_lab import (
     FaultLab,
     HostProcess,
     Siege,
+    add_options,
     fault_lab,
     fences,
     random_moment,
@@ -65,10 +66,7 @@ def _counts(history: list[Operation]) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--what", choices=("locks", "blocks"), default="locks")
-    parser.add_argument("--faults", type=int, default=6)
-    parser.add_argument("--kinds", default="kill,stop,cut")
-    parser.add_argument("--protocol", choices=("ats", "reservation"), default="ats")
-    parser.add_argument("--seed", type=int, default=1)
+    add_options(parser)
     arguments = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="history-") as directory,
