@@ -9,8 +9,6 @@ from bench.results import Results, Sample, Verdict
 from bench.rows import IDLE_HOSTS, KERNEL, LOCKD, OURS, RAW, SPIN, TITLES, Row, Target, Unit
 
 SCHEMA: Final = 1
-BEGIN: Final = "<!-- bench:begin -->"
-END: Final = "<!-- bench:end -->"
 NOTHING: Final = "-"
 
 PLACES: Final = {
@@ -198,14 +196,15 @@ def to_json(document: dict[str, Any]) -> str:
     return f'{head}"samples": [\n{lines}\n ]\n}}\n'
 
 
-def replaced(page: str, text: str) -> str:
-    """The page with `text` between its markers.
+def replaced(page: str, text: str, *, part: str = "bench") -> str:
+    """The page with `text` between the markers of one of its parts.
 
     Raises:
-        ValueError: the page has no markers, or more than one pair.
+        ValueError: the page has no such markers, or more than one pair.
     """
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"the page needs one {BEGIN} and one {END}")
-    head, _, rest = page.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+    begin, end = f"<!-- {part}:begin -->", f"<!-- {part}:end -->"
+    if page.count(begin) != 1 or page.count(end) != 1:
+        raise ValueError(f"the page needs one {begin} and one {end}")
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n\n{text}\n\n{end}{tail}"

@@ -128,9 +128,9 @@ def test_the_json_document_keeps_every_sample() -> None:
 
 
 def test_only_the_text_between_the_markers_is_replaced() -> None:
-    page = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    page = "before\n<!-- bench:begin -->\nold\n<!-- bench:end -->\nafter\n"
     once = report.replaced(page, "new")
-    assert once == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    assert once == "before\n<!-- bench:begin -->\n\nnew\n\n<!-- bench:end -->\nafter\n"
     assert report.replaced(once, "newer") == once.replace("new", "newer")
     with pytest.raises(ValueError, match="one"):
         report.replaced("no markers", "new")
@@ -140,7 +140,7 @@ def test_only_the_text_between_the_markers_is_replaced() -> None:
 def test_a_record_is_table_json_and_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "performance.md"
-    page.write_text(f"# Page\n{report.BEGIN}\n{report.END}\n")
+    page.write_text("# Page\n<!-- bench:begin -->\n<!-- bench:end -->\n")
     record(document(), tmp_path)
     assert json.loads((tmp_path / "performance.json").read_text()) == document()
     assert "| `ls -l` of 2,000 names |" in page.read_text()
@@ -151,7 +151,7 @@ def test_a_record_is_table_json_and_picture(tmp_path: Path) -> None:
 def test_a_page_can_be_drawn_again_without_a_run(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "performance.md"
-    page.write_text(f"{report.BEGIN}\n{report.END}\n")
+    page.write_text("<!-- bench:begin -->\n<!-- bench:end -->\n")
     (tmp_path / "performance.json").write_text(report.to_json(document()))
     assert main(["--redraw", "--docs", str(tmp_path)]) == 0
     assert "**missed**" in page.read_text()

@@ -1,7 +1,8 @@
-"""The measurements behind scripts/scale: real mounts of sparse images, one point after the other.
+"""What things cost as they grow (scripts/scale).
 
-Each point is a fresh volume with a lockd and mounts of its own, so that nothing is left from the
-point before. Processor time is that of the mount's process: the machine's other work is not in it.
+Real mounts of sparse images, one point after the other. Each point is a fresh volume with a lockd
+and mounts of its own, so that nothing is left from the point before. Processor time is that of the
+mount's process: the machine's other work is not in it.
 """
 
 import argparse
@@ -16,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+from bench import growth, report
+from bench.growth import Row
 from tests.support.mounts import BIN, Mount, Process, force_unmount, run
 from vmfs.units import GIB, MIB, TIB
 
@@ -27,11 +30,11 @@ HOSTS: Final = (1, 2, 4, 8, 16)
 NAMES_TIMED: Final = 1_000
 """Names that each figure per name is the mean of."""
 
-Row = dict[str, float]
+DOCS: Final = Path(__file__).parents[1] / "docs"
 
 
 def main(words: list[str]) -> int:
-    """Measure what is asked for."""
+    """Measure what is asked for; exit status 0."""
     curves: dict[str, tuple[tuple[int, ...], Callable[[Path, int], Row]]] = {
         "volume": (VOLUMES, volume_point),
         "file": (FILE_SIZES, file_point),
@@ -43,7 +46,10 @@ def main(words: list[str]) -> int:
     parser.add_argument("--most", type=int, help="leave out points above this")
     parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where images go")
     parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--record", action="store_true", help="rewrite docs/scale.* and its page")
     chosen = parser.parse_args(words)
+    if chosen.record and (chosen.curve or chosen.most is not None):
+        parser.error("a record is of all curves, whole")
     figures: dict[str, list[Row]] = {}
     for name in chosen.curve or curves:
         points, measure = curves[name]
@@ -56,7 +62,18 @@ def main(words: list[str]) -> int:
             show(figures[name], heading=len(figures[name]) == 1)
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if chosen.record:
+        record(figures, DOCS)
     return 0
+
+
+def record(figures: growth.Figures, docs: Path) -> None:
+    """JSON, picture, and the tables of the page."""
+    (docs / "scale.json").write_text(json.dumps(figures, indent=1) + "\n")
+    growth.draw(figures, docs)
+    page = docs / "performance.md"
+    text = f"{growth.tables(figures)}\n\n![Cost as things grow](scale.png)"
+    page.write_text(report.replaced(page.read_text(), text, part="scale"))
 
 
 def show(rows: list[Row], *, heading: bool) -> None:
