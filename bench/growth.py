@@ -93,7 +93,7 @@ def draw(figures: Figures, out: Path) -> None:
         )
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_ylim(0.1, 100)
+        axis.set_ylim(0.1, 10_000)
         axis.set_xticks(places, [CURVES[name].point(int(place)) for place in places])
         axis.minorticks_off()
         axis.tick_params(axis="x", labelrotation=35)

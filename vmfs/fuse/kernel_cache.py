@@ -248,6 +248,7 @@ class KernelCache:
         assert not self._tree.tenure(address), f"{address:#x} is given up and still told"
         assert address not in self._open, f"{address:#x} is given up and its pages may be read"
         self.changed(address)
+        self._told.pop(address, None)  # all of it was of the tenure that ends
         if address in self._named:
             await self._wait_for_listings(address)
             self._named.discard(address)
