@@ -149,6 +149,25 @@ async def test_no_more_are_started_than_there_is_room_for(disks: list[Disk]) -> 
             disk.end(slot)
 
 
+async def test_who_waits_for_room_goes_before_who_comes_back(disks: list[Disk]) -> None:
+    queue, disk = queue_of(disks, depth=1)
+
+    async def ask_again_and_again() -> None:
+        for _ in range(3):
+            await queue.transfer(Opcode.PREAD)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask_again_and_again)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(queue.transfer, Opcode.PWRITE)
+        began: list[Opcode] = []
+        for _ in range(4):
+            await wait_all_tasks_blocked()
+            began.append(disk.requests[0][0])
+            disk.end(0)
+    assert began == [Opcode.PREAD, Opcode.PWRITE, Opcode.PREAD, Opcode.PREAD]
+
+
 async def test_cancelled_before_its_start_it_is_never_started(disks: list[Disk]) -> None:
     queue, disk = queue_of(disks, depth=1)
     async with trio.open_nursery() as nursery:

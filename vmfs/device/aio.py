@@ -64,7 +64,8 @@ class AioQueue:
         self._free = deque(range(depth))
         self._results: list[int | None] = [None] * depth
         self._sleepers: dict[int, trio.lowlevel.Task] = {}  # by slot: who waits for what
-        self._room = trio.lowlevel.ParkingLot()
+        self._room = trio.Semaphore(depth)  # who came first is first, also before who comes back
+        self._ended = trio.lowlevel.ParkingLot()
         self._is_led = False
 
     @property
@@ -85,12 +86,19 @@ class AioQueue:
             OSError: the request failed.
             trio.Cancelled: it was not started.
         """
-        slot = await self._start(opcode, address, length, offset)
         try:
-            result = await self._result(slot)
+            self._room.acquire_nowait()
+        except trio.WouldBlock:
+            await self._room.acquire()
+        try:
+            slot = await self._start(opcode, address, length, offset)
+            try:
+                result = await self._result(slot)
+            finally:
+                self._free.append(slot)
+                self._ended.unpark_all()
         finally:
-            self._free.append(slot)
-            self._room.unpark()
+            self._room.release()
         if result < 0:
             raise OSError(-result, os.strerror(-result))
         return result
@@ -117,10 +125,8 @@ class AioQueue:
         self._context.close()
 
     async def _start(self, opcode: int, address: int, length: int, offset: int) -> int:
-        """Submit, as soon as there is room; the slot it is in."""
+        """Submit, as soon as there is room below; the slot it is in."""
         while True:
-            while not self._free:
-                await self._room.park()
             slot = self._free.popleft()
             self._results[slot] = None
             try:
@@ -130,22 +136,13 @@ class AioQueue:
             except OSError as error:
                 self._free.append(slot)
                 if error.errno != errno.EAGAIN:
-                    self._room.unpark()
                     raise
             else:
                 return slot
-            await self._wait_for_room_below()
-
-    async def _wait_for_room_below(self) -> None:
-        """The layer below is full: until one of ours has ended, or for a moment."""
-        try:
             if self.in_flight:
-                await self._room.park()
+                await self._ended.park()
             else:
                 await trio.sleep(RETRY_SECONDS)
-        except trio.Cancelled:
-            self._room.unpark()  # the turn that was ours is the next one's
-            raise
 
     async def _result(self, slot: int) -> int:
         """Wait until the request in `slot` has ended. Never raises, cannot be cancelled."""
