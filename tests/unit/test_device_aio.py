@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.support.context import Disk
 from vmfs.device import aio
 from vmfs.device.aio import AioQueue
 from vmfs.device.direct import DirectDevice, pieces
@@ -20,38 +21,6 @@ from vmfs.locks.permit import GuardedDevice, Permit
 from vmfs.units import MIB
 
 SIZE = 4 * MIB
-
-
-class Disk:
-    """A context whose requests end when the test says so, with the result that it says."""
-
-    def __init__(self, depth: int) -> None:
-        self.depth = depth
-        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.requests: dict[int, tuple[Opcode, int, int, int]] = {}  # in flight, by slot
-        self.refusals: list[int] = []  # errno of the next submissions
-        self._ended: list[tuple[int, int]] = []
-
-    def submit(
-        self, slot: int, opcode: Opcode, fd: int, *, address: int, length: int, offset: int
-    ) -> None:
-        if self.refusals:
-            raise OSError(self.refusals.pop(0), "refused")
-        assert slot not in self.requests
-        self.requests[slot] = (opcode, address, length, offset)
-
-    def end(self, slot: int, result: int | None = None) -> None:
-        length = self.requests.pop(slot)[2]
-        self._ended.append((slot, length if result is None else result))
-        os.eventfd_write(self.event_fd, 1)
-
-    def completed(self) -> list[tuple[int, int]]:
-        os.eventfd_read(self.event_fd)
-        ended, self._ended = self._ended, []
-        return ended
-
-    def close(self) -> None:
-        os.close(self.event_fd)
 
 
 @pytest.fixture

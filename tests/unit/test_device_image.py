@@ -1,6 +1,5 @@
 """What only an image file has: errors of the medium, fallbacks, honest counters."""
 
-import ctypes
 import errno
 import os
 import threading
@@ -10,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.context import Disk
 from tests.support.uring import needs_uring
 from vmfs.device import image, linux, lun, patience
 from vmfs.device.aio import AioQueue
@@ -309,38 +309,6 @@ async def test_an_error_while_a_miss_is_looked_for_is_told(
     await device.aclose()
 
 
-class Disk:
-    """In place of a ring: reads that end when the test says so, as it says."""
-
-    def __init__(self, depth: int) -> None:
-        self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.depth = depth
-        self.reads: dict[int, tuple[int, int, int]] = {}  # address, length, offset by slot
-        self._ended: list[tuple[int, int]] = []
-
-    def submit(
-        self, slot: int, opcode: int, fd: int, *, address: int, length: int, offset: int
-    ) -> None:
-        assert opcode is UringOpcode.READ
-        self.reads[slot] = address, length, offset
-
-    def end(self, data: bytes = b"", *, error: int = 0) -> None:
-        """End the read that began first."""
-        slot = next(iter(self.reads))
-        address, length, _ = self.reads.pop(slot)
-        ctypes.memmove(address, data, min(length, len(data)))
-        self._ended.append((slot, -error or len(data)))
-        os.eventfd_write(self.event_fd, 1)
-
-    def completed(self) -> list[tuple[int, int]]:
-        os.eventfd_read(self.event_fd)
-        ended, self._ended = self._ended, []
-        return ended
-
-    def close(self) -> None:
-        os.close(self.event_fd)
-
-
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch, misses: list[int]) -> Disk:
     """What the devices of the test read misses from."""
@@ -354,7 +322,7 @@ async def test_a_miss_that_the_medium_cannot_read_is_named(path: Path, disk: Dis
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expect_error, device, r"read of 0x1000 bytes at 0x100000 .*\(EIO\)")
         await trio.testing.wait_all_tasks_blocked()
-        disk.end(error=errno.EIO)
+        disk.end(disk.oldest, -errno.EIO)
 
     assert device.statistics().read_count == 0
     await device.aclose()
@@ -375,11 +343,11 @@ async def test_a_miss_that_ends_early_is_asked_for_again(path: Path, disk: Disk)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
         await trio.testing.wait_all_tasks_blocked()
-        address = disk.reads[0][0]
-        disk.end(b"a" * 1000)
+        address = disk.requests[0][1]
+        disk.bring(b"a" * 1000)
         await trio.testing.wait_all_tasks_blocked()
-        assert disk.reads[next(iter(disk.reads))] == (address + 1000, 3096, MIB + 1000)
-        disk.end(b"b" * 3096)
+        assert disk.requests[disk.oldest] == (UringOpcode.READ, address + 1000, 3096, MIB + 1000)
+        disk.bring(b"b" * 3096)
 
     assert found == [b"a" * 1000 + b"b" * 3096]
     await device.aclose()
@@ -392,9 +360,9 @@ async def test_a_miss_behind_the_end_of_a_file_cut_short_is_an_error(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expect_error, device, "ends after 512 bytes")
         await trio.testing.wait_all_tasks_blocked()
-        disk.end(b"a" * 512)
+        disk.bring(b"a" * 512)
         await trio.testing.wait_all_tasks_blocked()
-        disk.end(b"")
+        disk.bring(b"")
     await device.aclose()
 
 
@@ -413,7 +381,7 @@ async def test_memory_of_a_cancelled_miss_is_not_used_before_the_kernel_is_done_
         scope = trio.CancelScope()
         nursery.start_soon(read, scope)
         await trio.testing.wait_all_tasks_blocked()
-        first = disk.reads[0][0]
+        first = disk.requests[0][1]
         scope.cancel()
         await trio.testing.wait_all_tasks_blocked()
         assert not ended.is_set()  # so whoever counts it, as the permit does, counts it still
@@ -421,14 +389,14 @@ async def test_memory_of_a_cancelled_miss_is_not_used_before_the_kernel_is_done_
             await device.aclose()
         nursery.start_soon(device.read, 2 * MIB, 4096)
         await trio.testing.wait_all_tasks_blocked()
-        assert [address for address, _, _ in disk.reads.values()].count(first) == 1
-        disk.end(b"a" * 4096)
+        assert [address for _, address, _, _ in disk.requests.values()].count(first) == 1
+        disk.bring(b"a" * 4096)
         await ended.wait()
         nursery.start_soon(device.read, 3 * MIB, 4096)
         await trio.testing.wait_all_tasks_blocked()
-        assert [address for address, _, _ in disk.reads.values()].count(first) == 1  # again
-        disk.end(b"b" * 4096)
-        disk.end(b"c" * 4096)
+        assert [address for _, address, _, _ in disk.requests.values()].count(first) == 1  # again
+        disk.bring(b"b" * 4096)
+        disk.bring(b"c" * 4096)
     await device.aclose()
 
 
@@ -440,9 +408,9 @@ async def test_a_disk_that_does_not_answer_holds_up_nobody_else(path: Path, disk
 
         await device.write(0, b"x" * 4096)
         assert await device.read(0, 4096) == b"x" * 4096
-        assert len(disk.reads) == 1
+        assert len(disk.requests) == 1
 
-        disk.end(bytes(4096))
+        disk.bring(bytes(4096))
     await device.aclose()
 
 
