@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
+from bench import memory
 from bench.loads import TIMEOUT_SECONDS, Load, LoadFailed, Scale, run_program
 from bench.results import Sample, rotated
 from bench.rows import IDLE_HOSTS, KERNEL, OURS, SPIN
@@ -25,6 +26,9 @@ FILLED_WITH_DISKS: Final = frozenset({KERNEL, "fuse2fs", OURS})
 METADATA_MIB: Final = 64
 GUEST_MIB: Final = 256
 DROP_PAGES: Final = "1"  # of /proc/sys/vm/drop_caches
+TOUCHED: Final = 2.5
+"""Memory made ready per byte that a load moves: it is in two page caches afterwards, or in a page
+cache and a tmpfs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +151,11 @@ class Rounds:
             run_program(["sync", "-f", place.outside])
             if load.cold:
                 Path("/proc/sys/vm/drop_caches").write_text(DROP_PAGES)
+        scale = self._plan.scale
+        moved = scale.contents_mib if load.copies else scale.file_mib
+        memory.touch(int(moved * TOUCHED) << 20)
         with watchdog(lambda: force_unmount(place.directory), seconds=HANG_SECONDS):
-            self._collect(
-                load.name, variant.name, number, lambda: load.run(place, self._plan.scale)
-            )
+            self._collect(load.name, variant.name, number, lambda: load.run(place, scale))
         if load.writes and place.directory.is_mount():
             run_program(["sync", "-f", place.directory])  # its writeback must not meet the next one
 
