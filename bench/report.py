@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from bench.results import Results, Sample, Verdict
-from bench.rows import IDLE_HOSTS, KERNEL, LOCKD, OURS, RAW, SPIN, TITLES, Row, Target, Unit
+from bench.rows import IDLE_HOSTS, KERNEL, LOCKD, OURS, RAW, SLEEPS, TITLES, Row, Target, Unit
 
 SCHEMA: Final = 1
 NOTHING: Final = "-"
@@ -98,8 +98,8 @@ def median_table(results: Results) -> str:
 
 
 def own_table(results: Results) -> str:
-    """What idle hosts cost and what spinning gains, against one host alone; may be empty."""
-    names = [name for name in (IDLE_HOSTS, SPIN) if _present(results, name)]
+    """What idle hosts cost, and sleeping at once, against one host alone; may be empty."""
+    names = [name for name in (IDLE_HOSTS, SLEEPS) if _present(results, name)]
     if not names:
         return ""
     lines = [f"| workload | {' | '.join(f'{TITLES[name]} / vmfs' for name in names)} |"]

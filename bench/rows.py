@@ -6,7 +6,7 @@ from typing import Final
 
 OURS: Final = "vmfs"
 IDLE_HOSTS: Final = "vmfs-idle"
-SPIN: Final = "vmfs-spin"
+SLEEPS: Final = "vmfs-sleeps"
 KERNEL: Final = "ext4"
 RAW: Final = "raw"
 PEERS: Final = ("fuse2fs", "bindfs", "mergerfs", "vmfs-fuse")
@@ -27,7 +27,7 @@ TITLES: Final = {
     "vmfs-fuse": "vmfs-fuse",
     OURS: "vmfs",
     IDLE_HOSTS: "vmfs, 4 idle hosts",
-    SPIN: "vmfs, spin_us=50",
+    SLEEPS: "vmfs, spin_us=0",
     LOCKD: "lockd",
 }
 """Every variant and its column head, in the order of the tables."""

@@ -14,14 +14,14 @@ from typing import Final, NoReturn
 from bench import memory
 from bench.loads import TIMEOUT_SECONDS, Load, LoadFailed, Scale, run_program
 from bench.results import Sample, rotated
-from bench.rows import IDLE_HOSTS, KERNEL, OURS, SPIN
+from bench.rows import IDLE_HOSTS, KERNEL, OURS, SLEEPS
 from bench.variants import Bench, Variant
 from tests.support.mounts import ProcessFailed, force_unmount, watchdog
 
 HANG_SECONDS: Final = TIMEOUT_SECONDS + 15
 """After this a mount is torn away: the program that hangs in it cannot be ended otherwise."""
 
-FILLED: Final = frozenset({KERNEL, "fuse2fs", OURS, IDLE_HOSTS, SPIN})
+FILLED: Final = frozenset({KERNEL, "fuse2fs", OURS, IDLE_HOSTS, SLEEPS})
 FILLED_WITH_DISKS: Final = frozenset({KERNEL, "fuse2fs", OURS})
 METADATA_MIB: Final = 64
 GUEST_MIB: Final = 256

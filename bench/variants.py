@@ -27,7 +27,7 @@ from bench.loads import (
     Scale,
     run_program,
 )
-from bench.rows import IDLE_HOSTS, KERNEL, LOCKD, OURS, RAW, SPIN
+from bench.rows import IDLE_HOSTS, KERNEL, LOCKD, OURS, RAW, SLEEPS
 from tests.support import guest
 from tests.support.mounts import (
     BIN,
@@ -68,7 +68,7 @@ class Variant:
 
 def installed(name: str) -> bool:
     """Whether this machine can run a variant."""
-    if name == SPIN:
+    if name == SLEEPS:
         return SPIN_OPTION in run_vmfs("mount", "--help").stdout
     if name in (RAW, OURS, IDLE_HOSTS, LOCKD):
         return True
@@ -109,7 +109,7 @@ class Bench:
         for name in (KERNEL, "fuse2fs"):
             if name in names:
                 self._ext4(name)
-        ours = [name for name in (OURS, IDLE_HOSTS, SPIN) if name in names]
+        ours = [name for name in (OURS, IDLE_HOSTS, SLEEPS) if name in names]
         if ours or "vmfs-fuse" in names:
             self._volumes(ours)
         if "vmfs-fuse" in names:  # after ours, so that it finds a volume that has been settled
@@ -132,7 +132,7 @@ class Bench:
 
     def _add(self, name: str, path: Path, *, read_only: bool = False) -> None:
         place = Place(directory=path, outside=self._outside, on_disk=self.on_disk)
-        copies = name not in (IDLE_HOSTS, SPIN)
+        copies = name not in (IDLE_HOSTS, SLEEPS)
         self.variants.append(Variant(name=name, place=place, read_only=read_only, copies=copies))
 
     def _image_bytes(self) -> int:
@@ -200,8 +200,8 @@ class Bench:
         path.mkdir()
         command: list[str | Path] = [BIN / "vmfs", "mount", lun, path]
         command += ["--lockd", self._socket, "--host", host]
-        if name == SPIN:
-            command += ["-o", f"{SPIN_OPTION}=50"]
+        if name == SLEEPS:
+            command += ["-o", f"{SPIN_OPTION}=0"]
         process = Process(command, address_space=ADDRESS_SPACE)
         try:
             process.wait_for("vmfs: ready:")

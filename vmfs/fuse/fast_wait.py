@@ -11,7 +11,10 @@ Three rules:
 * The loop belongs to everybody. After `TURN_SECONDS` without a pass through the scheduler, one is
   taken, whatever is waiting: lock renewals must not wait behind a stream of writes. A time-out of
   another task can be late by that much.
-* Never wait while another task can run (`OtherTasks` knows).
+* Never wait while another task can run (`OtherTasks` knows). A worker that would only wait for
+  the next request, too, does not count: pyfuse3 wakes one for each request that was waited for in
+  the scheduler. If it were given the turn, the two would take turns for ever, each request through
+  the scheduler and a processor that fell asleep there.
 * Never let libfuse read when there is nothing: its read(2) blocks the whole loop until the next
   request. Between the scheduler's "readable" and the read, another worker may have taken the
   request, or its caller was killed. So the last look is always one that nothing comes after.
@@ -44,11 +47,14 @@ class OtherTasks(trio.abc.Instrument):
     def __init__(self, fd: int) -> None:
         """`fd` is the scheduler's epoll descriptor."""
         self.fd = fd
+        self.understudies: set[trio.lowlevel.Task] = set()
+        """Tasks that would do no more than who asks: those are not counted."""
         self._runnable: set[trio.lowlevel.Task] = set()
 
     def task_scheduled(self, task: trio.lowlevel.Task) -> None:
         """`task` waits for its turn."""
-        self._runnable.add(task)
+        if task not in self.understudies:
+            self._runnable.add(task)
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         """It is its turn."""
@@ -79,8 +85,9 @@ class FastWait:
             wait: pyfuse3's own function.
             clock: monotonic seconds.
             others: None where nobody can tell; then the scheduler does all the waiting.
-            spin_seconds: how long to look again and again before anything else. It saves the
-                wake-up of a sleeping processor, and costs that much of one whenever requests stop.
+            spin_seconds: how long to look again and again before going to sleep, as long as
+                requests come within that time. It saves the wake-up of a sleeping processor, and
+                costs that much of one whenever requests stop.
         """
         self._fd = fd
         self._wait = wait
@@ -88,6 +95,7 @@ class FastWait:
         self._others = others
         self._spin_seconds = spin_seconds
         self._turn_ends = 0.0
+        self._came_soon = False  # the last request that was waited for, within the time of a spin
         self._session = select.poll()
         self._session.register(fd, select.POLLIN)
         self._anything = select.poll()
@@ -97,32 +105,52 @@ class FastWait:
 
     async def __call__(self) -> bool:
         """Wait for a request, or for the end of the session."""
-        now = self._clock()
-        if now < self._turn_ends and (self._is_readable() or self._comes_soon(now)):
+        if self._clock() >= self._turn_ends:
+            await trio.lowlevel.checkpoint()
+            self._turn_ends = self._clock() + TURN_SECONDS
+        if self._is_readable() or self._comes_soon():
             return True
-        while await self._wait():
+        while await self._wait_in_scheduler():
             self._turn_ends = self._clock() + TURN_SECONDS
             if self._is_readable():
                 return True
         return False
 
+    async def _wait_in_scheduler(self) -> bool:
+        if self._others is None:
+            return await self._wait()
+        task = trio.lowlevel.current_task()
+        self._others.understudies.add(task)
+        try:
+            return await self._wait()
+        finally:
+            self._others.understudies.discard(task)
+
     def _is_readable(self) -> bool:
         events = self._session.poll(0)
         return bool(events) and not events[0][1] & select.POLLNVAL
 
-    def _comes_soon(self, now: float) -> bool:
+    def _comes_soon(self) -> bool:
         """Wait in place of the scheduler for the rest of the turn, if it had nothing else to do."""
         if self._others is None or self._others.can_run:
             return False
-        if self._spin_seconds:
-            spin_ends = now + self._spin_seconds
-            while self._clock() < spin_ends:
-                if self._is_readable():
-                    return True
-        left = math.ceil((self._turn_ends - now) * 1000)  # poll(2) counts milliseconds
+        began = self._clock()
+        came = (self._came_soon and self._spin(began)) or self._sleep(began)
+        self._came_soon = came and self._clock() < began + self._spin_seconds
+        return came
+
+    def _spin(self, began: float) -> bool:
+        ends = min(began + self._spin_seconds, self._turn_ends)
+        while self._clock() < ends:
+            if self._is_readable():
+                return True
+        return False
+
+    def _sleep(self, began: float) -> bool:
+        left = math.ceil((self._turn_ends - began) * 1000)  # poll(2) counts milliseconds
         return any(
             fd == self._fd and not event & select.POLLNVAL
-            for fd, event in self._anything.poll(left)
+            for fd, event in self._anything.poll(max(left, 0))
         )
 
 

@@ -56,7 +56,7 @@ class MountOptions:
     max_read: int | None = None  # bytes of the largest READ; None: the kernel's
     read_ahead_kib: int = 1024  # what the kernel reads ahead of a sequential reader
     fast: bool = True  # poll before waiting (vmfs.fuse.fast_wait)
-    spin_us: int = 0  # microseconds to look again and again for the next request; costs a processor
+    spin_us: int = 50  # microseconds to look for the next request before sleeping; 0: not at all
     log: str | None = None  # file for the log; None: stderr, or syslog in the background
     io: IoMode = IoMode.AUTO  # how the bytes of the LUN move: through the page cache, or past it
     profile: str = "production"  # pace of the heartbeat: production or test
