@@ -2,6 +2,7 @@
 
 import os
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,8 @@ def test_memory_was_touched_and_is_free_again() -> None:
     size = (before << 10) + (64 << 20)  # so that it shows in the peak
     assert memory.touch(size) == size
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > before
-    with open("/proc/self/statm") as statm:
-        assert int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") < size
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert pages * os.sysconf("SC_PAGE_SIZE") < size
 
 
 def test_no_more_is_touched_than_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
