@@ -4,10 +4,11 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from vmfs.errors import CorruptRecord, LockBusy, NotFound
 from vmfs.files.attributes import Attributes, ListedName
-from vmfs.fuse.listing import LOOKS_MAX, Listing
+from vmfs.fuse.listing import HOLDS_SECONDS, LOOKS_MAX, Listing
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
 
@@ -36,6 +37,9 @@ class Tree:
 
     names: dict[bytes, ListedName] = field(default_factory=dict)
     is_held: bool = True
+    lasts: int = 1
+    asked_for_after: int = -1
+    hold_seconds: float = 0
     held: dict[FdAddress, Attributes] = field(default_factory=dict)
     errors: dict[bytes, Exception] = field(default_factory=dict)
     statted: bool = False
@@ -56,8 +60,14 @@ class Tree:
     def is_looked_at(self, address: FdAddress) -> bool:
         return self.statted
 
+    def tenure(self, address: FdAddress) -> int:
+        return self.lasts
+
     async def hold(self, address: FdAddress) -> None:
         self.taken.append(address)
+        if len(self.taken) == self.asked_for_after:
+            self.lasts = 0
+        await trio.sleep(self.hold_seconds)
 
     async def lookup(self, parent: FdAddress, name: bytes) -> Attributes:
         self.at_once += 1
@@ -151,3 +161,26 @@ async def test_locks_are_taken_for_a_reader_that_stats_what_it_lists(statted: bo
     await directory.look_ahead(names[1:])
 
     assert sorted(tree.taken) == ([name.address for _, name in names[1:]] if statted else [])
+
+
+async def test_no_more_locks_are_taken_for_a_directory_that_another_host_waits_for() -> None:
+    tree, directory, names = listing(100)
+    tree.statted, tree.asked_for_after = True, 2
+    directory.told(names[0][1].address)
+
+    await directory.look_ahead(names)
+
+    assert len(tree.taken) == 2
+    assert all(directory.looked_at(name.name, name) for _, name in names)
+
+
+async def test_reader_does_not_wait_long_for_locks(autojump_clock: MockClock) -> None:
+    tree, directory, names = listing(200)
+    tree.statted, tree.hold_seconds = True, HOLDS_SECONDS * 0.6
+    directory.told(names[0][1].address)
+
+    await directory.look_ahead(names)
+
+    assert trio.current_time() < 2 * HOLDS_SECONDS
+    assert len(tree.taken) == 2 * LOOKS_MAX
+    assert all(directory.looked_at(name.name, name) for _, name in names)

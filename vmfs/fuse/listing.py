@@ -21,6 +21,9 @@ log = logging.getLogger("vmfs.fuse")
 AHEAD_MAX: Final = 256
 """Names looked at ahead of the reader."""
 
+HOLDS_SECONDS: Final = 0.25
+"""How long locks are taken for a reader before it gets what is known without them."""
+
 LOOKS_MAX: Final = 32
 """Looks under way at once, for one reader: enough to keep lockd and the LUN busy."""
 
@@ -76,9 +79,11 @@ class Listing:
         """Look at the first of `names` that were not looked at, all at once.
 
         If the reader asks for the attributes of what it was told (as `ls -l` does) it will ask for
-        these, too, and again: then this host takes their locks, where they are not in use. What
+        these, too, and again: then this host takes their locks, where they are not in use; but takes
+        no more of them for a directory that another host is waiting for, or after a while. What
         cannot be looked at now is left out: `one_by_one` says why.
         """
+        until = trio.current_time() + HOLDS_SECONDS
         takes = self._told is not None and self._tree.is_looked_at(self._told)
         queue = [
             listed
@@ -93,7 +98,7 @@ class Listing:
                 name = queue[-1].name
                 try:
                     looked = await self._look(queue.pop())
-                    if takes and isinstance(looked, Attributes):
+                    if takes and isinstance(looked, Attributes) and self._may_hold(until):
                         await self._tree.hold(looked.address)
                 except VmfsError as error:
                     log.debug("not listed ahead: name=%r: %s", name, error)
@@ -117,6 +122,9 @@ class Listing:
     async def release(self) -> None:
         """Close."""
         await self._directory.release()
+
+    def _may_hold(self, until: float) -> bool:
+        return trio.current_time() < until and self._tree.tenure(self.address) != 0
 
     async def _look(self, listed: ListedName) -> Looked:
         """By name, not by address: another host may have given the address to a new file.
