@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -245,3 +246,34 @@ def test_listing_shows_new_files_whose_descriptors_belonged_to_others_before(ds,
         assert {path.name for path in there.iterdir()} == {f"new-{n}" for n in range(30)}
         assert all((there / f"new-{n}").stat().st_size == n for n in range(30))
         run("sh", "-c", f"rm {here}/new-*")
+
+
+def test_listing_of_a_directory_that_others_change_has_all_names_with_their_types(ds, names):
+    """It may not be kept, then, and goes out with names only; the kernel gives back what it got."""
+    here, there = names
+    (here / "directory").mkdir()
+    (here / "link").symlink_to("directory")
+    for number in range(300):
+        (here / f"file-{number}").touch()
+    over = threading.Event()
+
+    def change() -> None:
+        while not over.is_set():
+            (here / "again").touch()
+            (here / "again").unlink()
+
+    changes = threading.Thread(target=change)
+    changes.start()
+    try:
+        for _ in range(60):
+            with os.scandir(there) as entries:
+                found = {entry.name: entry for entry in entries}
+            assert len(found.keys() - {"again"}) == 302
+            assert found["directory"].is_dir(follow_symlinks=False)
+            assert found["link"].is_symlink()
+            assert found["file-7"].is_file(follow_symlinks=False)
+            assert (there / "file-7").stat().st_size == 0
+            assert (there / "link").is_dir()
+    finally:
+        over.set()
+        changes.join()

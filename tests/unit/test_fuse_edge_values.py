@@ -115,6 +115,20 @@ def test_known_nodes_forget_more_than_counted_is_forgotten_once():
     assert not known.forget(FdAddress(0x44), 1)
 
 
+def test_known_nodes_lent_to_the_kernel_stay_who_they_were():
+    known = KnownNodes(ROOT)
+    known.add(FdAddress(0x44), parent=ROOT, name=b"a", generation=1)
+    known.lend(FdAddress(0x44), parent=ROOT, name=b"b", generation=2)
+    known.lend(FdAddress(0x84), parent=ROOT, name=b"c", generation=1)
+
+    assert known.is_another(FdAddress(0x44), 2)
+    assert known.path(FdAddress(0x44)) == "/a"
+    assert not known.forget(FdAddress(0x44), 1)
+    assert known.forget(FdAddress(0x44), 1)
+    assert known.forget(FdAddress(0x84), 1)
+    assert len(known) == 0
+
+
 def test_known_nodes_root_is_never_counted():
     known = KnownNodes(ROOT)
     known.add(ROOT, parent=ROOT, name=b".", generation=1)

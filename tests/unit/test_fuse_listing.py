@@ -1,14 +1,20 @@
 """Listings: what goes into a reply without awaiting, and what is looked at before."""
 
+import stat
 from dataclasses import dataclass, field, replace
 
+import pyfuse3
 import pytest
 import trio
+from pyfuse3 import EntryAttributes
 from trio.testing import MockClock
 
 from vmfs.errors import CorruptRecord, LockBusy, NotFound
-from vmfs.files.attributes import Attributes, ListedName
+from vmfs.files.attributes import ROOT_ADDRESS, Attributes, ListedName
+from vmfs.fuse.kernel_cache import KernelCache
+from vmfs.fuse.known_nodes import KnownNodes
 from vmfs.fuse.listing import HOLDS_SECONDS, LOOKS_MAX, Listing
+from vmfs.fuse.listing_replies import ListingReplies
 from vmfs.ids import FdAddress
 from vmfs.ondisk.file_desc import FileType
 
@@ -134,8 +140,6 @@ async def test_nothing_is_at_hand_of_a_directory_that_is_not_held() -> None:
 
     assert list(directory.at_hand(names)) == []
     assert tree.looked == []
-    looked = [found async for _, _, found in directory.one_by_one(names)]
-    assert looked == [attributes(name) for _, name in names]
 
 
 async def test_one_that_cannot_be_looked_at_does_not_hide_its_neighbours() -> None:
@@ -184,3 +188,44 @@ async def test_reader_does_not_wait_long_for_locks(autojump_clock: MockClock) ->
     assert trio.current_time() < 2 * HOLDS_SECONDS
     assert len(tree.taken) == 2 * LOOKS_MAX
     assert all(directory.looked_at(name.name, name) for _, name in names)
+
+
+@dataclass
+class Told:
+    """The reply that `ListingReplies` makes, and what was said to who counts."""
+
+    room: int = 1000
+    entries: dict[bytes, EntryAttributes] = field(default_factory=dict)
+
+    def readdir_reply(
+        self, token: object, name: bytes, entry: EntryAttributes, following: int
+    ) -> bool:
+        if len(self.entries) == self.room:
+            return False
+        self.entries[name] = entry
+        return True
+
+
+async def test_of_a_directory_that_is_not_held_only_names_are_told(monkeypatch) -> None:
+    tree, directory, names = listing(5)
+    tree.is_held, tree.lasts = False, 0
+    told, known = Told(room=5), KnownNodes(ROOT_ADDRESS)
+    monkeypatch.setattr(pyfuse3, "readdir_reply", told.readdir_reply)
+
+    async def named(position: int) -> list[tuple[int, ListedName]]:
+        return names[position : position + 2]
+
+    directory.names = named  # type: ignore[method-assign, assignment]
+    replies = ListingReplies(tree, known, KernelCache(tree, known), see=pytest.fail)  # type: ignore[arg-type]
+
+    await replies.reply(1, directory, 2, token=None)  # type: ignore[arg-type]
+
+    assert list(told.entries) == [name.name for _, name in names]
+    for _, name in names:
+        entry = told.entries[name.name]
+        assert (entry.st_ino, entry.st_mode) == (name.address, stat.S_IFREG)
+        assert (entry.entry_timeout, entry.attr_timeout) == (0, 0)
+        assert entry.st_size < 0, "the kernel would take it in"
+    assert len(known) == 5
+    assert all(known.forget(name.address, 1) for _, name in names)
+    assert tree.looked == []

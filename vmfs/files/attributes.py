@@ -108,6 +108,11 @@ class ListedName:
     generation: int
     type: FileType
 
+    @property
+    def type_bits(self) -> int:
+        """The type as in `st_mode`, without permissions."""
+        return _TYPE_BITS[self.type]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeStatistics:

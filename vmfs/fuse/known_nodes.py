@@ -72,6 +72,17 @@ class KnownNodes:
         if name not in (b".", b".."):
             known.parent, known.name = parent, name
 
+    def lend(self, address: FdAddress, *, parent: FdAddress, name: bytes, generation: int) -> None:
+        """A reply is about to be sent that names the node, but the kernel only gives it back.
+
+        If it knows a node of that address, that is the one it goes on knowing.
+        """
+        known = self._nodes.get(address)
+        if known is None:
+            self.add(address, parent=parent, name=name, generation=generation)
+        else:
+            known.count += 1
+
     def forget(self, address: FdAddress, count: int) -> bool:
         """Take `count` lookups back. Returns True when the kernel knows the node no more."""
         known = self._nodes.get(address)

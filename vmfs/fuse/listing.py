@@ -6,7 +6,7 @@ another host), and go into replies later, if the name still stands for the same 
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import trio
@@ -79,9 +79,9 @@ class Listing:
         """Look at the first of `names` that were not looked at, all at once.
 
         If the reader asks for the attributes of what it was told (as `ls -l` does) it will ask for
-        these, too, and again: then this host takes their locks, where they are not in use; but takes
-        no more of them for a directory that another host is waiting for, or after a while. What
-        cannot be looked at now is left out: `one_by_one` says why.
+        these, too, and again: then this host takes their locks, where they are not in use; but no
+        more of them for a directory that another host is waiting for, or after a while. What cannot
+        be looked at now is left out: stat(2) will say why.
         """
         until = trio.current_time() + HOLDS_SECONDS
         takes = self._told is not None and self._tree.is_looked_at(self._told)
@@ -113,11 +113,6 @@ class Listing:
     def told(self, first: FdAddress) -> None:
         """A reply goes out; its first name stands for this node."""
         self._told = first
-
-    async def one_by_one(self, names: Names) -> AsyncIterator[tuple[int, ListedName, Looked]]:
-        """Each as it is when it comes; by the next it may be something else."""
-        for following, listed in names:
-            yield following, listed, await self._look(listed)
 
     async def release(self) -> None:
         """Close."""

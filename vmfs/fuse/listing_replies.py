@@ -1,7 +1,9 @@
 """The replies to READDIRPLUS: what goes in, what it counts, and what the kernel may keep of it.
 
 What is at hand goes out at once, without awaiting, and may be kept; what is not is looked at first
-(`listing`), and what even then is not sure goes out for one look only.
+(`listing`). Of what even then is not sure only the names are told: a listing that is taken in gives
+a name the epoch of that moment, and the reply to a LOOKUP from before may still come to say that it
+may be kept. So such an entry is made so that the kernel tells its reader and takes nothing in.
 """
 
 import stat
@@ -19,7 +21,6 @@ from vmfs.fuse.listing import Listing, Names
 from vmfs.fuse.translate import bare_entry, entry_of
 from vmfs.fuse.tree import Tree
 from vmfs.ids import FdAddress
-from vmfs.ondisk.file_desc import FileType
 
 _DOT, _DOT_DOT, _FIRST_NAME = 0, 1, 2
 """Positions in a listing: `.`, `..`, and from 2 on the directory's own, moved up by 2."""
@@ -64,7 +65,7 @@ class ListingReplies:
             return
         await listing.look_ahead(names)
         if not self._at_hand(fh, listing, names, token):
-            await self._one_by_one(listing, names, token)
+            await self._names_only(listing, names, token)
 
     async def _dots(self, directory: FdAddress, start: int, token: ReaddirToken) -> bool:
         """Reply with `.` and `..`, as far as they are still to come. Whether all of them fitted."""
@@ -110,33 +111,29 @@ class ListingReplies:
             self._cache.listing_sent(fh, directory, reader=listing.reader)
         return replied
 
-    async def _one_by_one(self, listing: Listing, names: Names, token: ReaddirToken) -> None:
-        """The same without letting the kernel keep anything, and whatever it takes."""
+    async def _names_only(self, listing: Listing, names: Names, token: ReaddirToken) -> None:
+        """Reply with names and types; the kernel gives each node back at once (FORGET)."""
         while names:
-            async for following, listed, looked in listing.one_by_one(names):
-                if looked is None:
-                    continue
-                entry = self._entry_of(looked, 0, keep=False)
+            for following, listed in names:
+                inode = known_nodes.inode_of(listed.address, root=ROOT_ADDRESS)
+                entry = bare_entry(inode, listed.type_bits)
                 if not pyfuse3.readdir_reply(token, listed.name, entry, following + _FIRST_NAME):
                     return
-                self._known.add(
-                    looked.address,
+                self._known.lend(
+                    listed.address,
                     parent=listing.address,
                     name=listed.name,
-                    generation=looked.generation,
+                    generation=listed.generation,
                 )
             names = await listing.names(names[-1][0])
 
-    def _entry_of(
-        self, looked: Attributes | ListedName, lasting: float, *, keep: bool = True
-    ) -> EntryAttributes:
-        """What a listing says of a name, which may be kept for so long; `keep`: attributes, too."""
+    def _entry_of(self, looked: Attributes | ListedName, lasting: float) -> EntryAttributes:
+        """What a listing says of a name, which may be kept for so long."""
         if isinstance(looked, ListedName):
             inode = known_nodes.inode_of(looked.address, root=ROOT_ADDRESS)
-            is_directory = looked.type is FileType.DIRECTORY
-            return bare_entry(inode, stat.S_IFDIR if is_directory else stat.S_IFREG)
+            return bare_entry(inode, looked.type_bits)
         self._see(looked)
-        attribute_seconds = self._cache.attribute_seconds(looked) if keep else 0
+        attribute_seconds = self._cache.attribute_seconds(looked)
         entry = entry_of(looked, name_seconds=lasting, attribute_seconds=attribute_seconds)
         if lasting and attribute_seconds:
             self._cache.remember(looked.address, entry)

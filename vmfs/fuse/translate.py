@@ -26,6 +26,8 @@ _RENAME_FLAGS: Final = int(
     RenameFlag.NOREPLACE | RenameFlag.EXCHANGE
 )  # ~ of a Flag is not ~ of its number
 
+_NO_SIZE: Final = -1
+
 PREFERRED_SIZE: Final = MIB
 """`st_blksize`: cp and its like then write in pieces as large as a request can be."""
 
@@ -54,12 +56,17 @@ def entry_of(
 
 
 def bare_entry(inode: int, st_mode: int) -> pyfuse3.EntryAttributes:
-    """An entry of which only number and type are known."""
+    """An entry of a listing that has only number and type, and that the kernel takes nothing in of.
+
+    It does not believe that there is a file of such a size: it tells its reader what it lists, and
+    forgets the node at once (Linux 5.5, `fuse_direntplus_link`).
+    """
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode
     entry.entry_timeout = 0
     entry.attr_timeout = 0
     entry.st_mode = st_mode
+    entry.st_size = _NO_SIZE
     return entry
 
 
