@@ -139,13 +139,11 @@ class Creator:
             contents.map.install(missing, grant)
         if birth.type is FileType.DIRECTORY:
             self._directories.begin(inode, directory)
-            directory.loaded.add_links(1)
         entry = DirEntry(type=birth.type, address=address, generation=generation, name=name)
         self._directories.add(directory, entry)
-        now = self._ground.now()
-        directory.loaded.change(mtime=now, ctime=now)
         inode.stage(self._ground.metadata)
-        directory.stage(self._ground.metadata)
+        links = int(birth.type is FileType.DIRECTORY)
+        self._directories.stage(directory, grown=growth, links=links)
         return inode
 
     def _needs_block(self, birth: Birth) -> bool:

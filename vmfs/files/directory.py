@@ -65,11 +65,14 @@ class Growth:
         return len(self.carried) + (self.missing.room if self.missing is not None else 0)
 
 
+NO_GROWTH: Final = Growth()
+
+
 class Directories:
     """What can be done with the entries of a directory that is held (`InodeTable.held`).
 
-    `add`, `replace`, `rename` and `remove` are plain: they change the entries in memory, stage
-    their sectors, and leave to the caller what stands in the descriptor besides the length.
+    `add`, `replace`, `rename` and `remove` are plain: they change the entries in memory, and stage
+    their sectors. `stage` ends every such change, in the same step.
     """
 
     def __init__(self, ground: Ground, table: InodeTable) -> None:
@@ -167,16 +170,18 @@ class Directories:
             NoSpace: the directory is as large as it can get.
         """
         if not added:
-            return Growth()
+            return NO_GROWTH
         block_map = inode.loaded.map
         length = inode.desc.length
         size = added * DirEntry.SIZE
         if length + size > BLOCKS_MAX * self._ground.block_size:
             raise NoSpace(f"{inode} has no room for more names")
+        if block_map.place(length, size) is not None:
+            return NO_GROWTH
         await block_map.load(length, size)
         missing = block_map.missing(length, size, file_length=length)
         if missing.nothing:
-            return Growth()
+            return NO_GROWTH
         entries = await self.entries(inode)
         carried = entries.sectors((0, length))[1] if missing.carried else b""
         return Growth(missing=missing, carried=carried)
@@ -215,6 +220,23 @@ class Directories:
         """Take a name out; it is there."""
         self._changed(inode, self._loaded(inode).remove(name))
 
+    def stage(self, inode: Inode, *, grown: Growth = NO_GROWTH, links: int = 0) -> None:
+        """Stage the descriptor of a directory whose entries have changed. Plain.
+
+        Args:
+            inode: the directory; its times are now.
+            grown: what `grow` gave it.
+            links: sub-directories that it gained, or lost.
+        """
+        contents, now = inode.loaded, self._ground.now()
+        contents.change(
+            length=self._loaded(inode).length,
+            link_count=contents.desc.link_count + links,
+            mtime=now,
+            ctime=now,
+        )
+        inode.stage(self._ground.metadata, area=grown.missing is not None)
+
     def begin(self, inode: Inode, parent: Inode) -> None:
         """Write the first content of a new directory, which has a block already."""
         desc = inode.desc
@@ -222,6 +244,7 @@ class Directories:
             own=desc.address, own_generation=desc.generation, parent=self._loaded(parent).dot
         )
         inode.loaded.entries = inode.remembered = entries
+        inode.loaded.change(length=entries.length)
         self._changed(inode, (0, entries.length))
 
     def _listed(self, entries: EntryArray) -> tuple[ListedName, ...]:
@@ -235,12 +258,14 @@ class Directories:
         return entries
 
     def _changed(self, inode: Inode, changed: Range) -> None:
-        entries = self._loaded(inode)
-        inode.loaded.change(length=entries.length)
         if changed[0] < changed[1]:
-            self._stage(inode, *entries.sectors(changed))
+            self._stage(inode, *self._loaded(inode).sectors(changed))
 
     def _stage(self, inode: Inode, offset: int, data: bytes) -> None:
+        place = inode.loaded.map.place(offset, len(data))
+        if place is not None:
+            self._ground.metadata.stage(place, data)
+            return
         for extent in inode.loaded.map.extents(offset, len(data)):
             assert extent.kind is ExtentKind.DATA, f"{inode} has no block at {extent.file_offset}"
             start = extent.file_offset - offset

@@ -66,10 +66,6 @@ class Contents:
         """Replace fields of the metadata in memory; `stage` follows in the same step."""
         self.desc = self.desc.changed(fields)
 
-    def add_links(self, count: int) -> None:
-        """Raise (or lower) the link count in memory."""
-        self.change(link_count=self.desc.link_count + count)
-
     def area(self) -> bytes:
         """The data area as the descriptor must have it."""
         return bytes(self.resident) if self.is_resident else pack_pointers(self.map.pointers)

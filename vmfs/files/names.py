@@ -68,10 +68,10 @@ class Names:
                 await self._ground.room(grant.room + growth.room)
                 self._directories.grow(directory, growth, grant)
                 self._directories.add(directory, _entry(inode, name))
-                inode.loaded.add_links(1)
-                inode.loaded.change(ctime=self._ground.now())
+                links = inode.desc.link_count + 1
+                inode.loaded.change(link_count=links, ctime=self._ground.now())
                 inode.stage(self._ground.metadata, area=False)
-                self._touch(directory)
+                self._directories.stage(directory, grown=growth)
             return inode.attributes()
 
     async def unlink(self, parent: FdAddress, name: bytes) -> None:
@@ -128,15 +128,8 @@ class Names:
             await self._ground.room(grant.room + removal.room)
             self._removals.stage(inode, removal, grant)
             self._directories.remove(directory, name)
-            directory.loaded.add_links(-int(is_directory))
-            self._touch(directory)
+            self._directories.stage(directory, links=-int(is_directory))
         await self._removals.finish(inode, removal)
-
-    def _touch(self, directory: Inode) -> None:
-        """Stage a directory whose entries have changed."""
-        now = self._ground.now()
-        directory.loaded.change(mtime=now, ctime=now)
-        directory.stage(self._ground.metadata)
 
 
 def _entry(inode: Inode, name: bytes) -> DirEntry:

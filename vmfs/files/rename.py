@@ -27,7 +27,7 @@ from vmfs.errors import (
 )
 from vmfs.files.attributes import ROOT_ADDRESS, RenameFlag
 from vmfs.files.dir_block import DOT, DOT_DOT
-from vmfs.files.directory import ATTEMPTS_MAX, Directories, text
+from vmfs.files.directory import ATTEMPTS_MAX, Directories, Growth, text
 from vmfs.files.ground import Ground
 from vmfs.files.inode import LINK_MAX, Inode
 from vmfs.files.inode_table import InodeTable
@@ -274,7 +274,7 @@ class Renamer:
             self._removals.stage(replaced, removal, grant)
             self._directories.grow(held.target_parent, growth, grant)
             self._stage_names(held)
-            self._stage_nodes(held)
+            self._stage_nodes(held, growth)
         await self._removals.finish(replaced, removal)
 
     def _stage_names(self, held: Held) -> None:
@@ -293,11 +293,8 @@ class Renamer:
             names.add(held.target_parent, held.entry)
             names.remove(held.source_parent, move.source_name)
 
-    def _stage_nodes(self, held: Held) -> None:
+    def _stage_nodes(self, held: Held, growth: Growth) -> None:
         now = self._ground.now()
-        lost, gained = held.link_changes()
-        held.source_parent.loaded.add_links(lost)
-        held.target_parent.loaded.add_links(gained)
         moved = [(held.source, held.target_parent)]
         if held.move.exchanges and held.target is not None:
             moved.append((held.target, held.source_parent))
@@ -306,6 +303,9 @@ class Renamer:
                 self._directories.adopt(node, parent)
             node.loaded.change(ctime=now)
             node.stage(self._ground.metadata)
-        for parent in {held.source_parent, held.target_parent}:
-            parent.loaded.change(mtime=now, ctime=now)
-            parent.stage(self._ground.metadata)
+        lost, gained = held.link_changes()
+        if held.move.within_one:
+            self._directories.stage(held.source_parent, links=lost + gained)
+        else:
+            self._directories.stage(held.source_parent, links=lost)
+            self._directories.stage(held.target_parent, links=gained, grown=growth)
