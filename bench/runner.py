@@ -153,7 +153,8 @@ class Rounds:
                 Path("/proc/sys/vm/drop_caches").write_text(DROP_PAGES)
         scale = self._plan.scale
         moved = scale.contents_mib if load.copies else scale.file_mib
-        memory.touch(int(moved * TOUCHED) << 20)
+        holes = scale.disk_mib - scale.contents_mib if load.copies else 0  # FUSE has them cached
+        memory.touch(int(moved * TOUCHED + holes) << 20)
         with watchdog(lambda: force_unmount(place.directory), seconds=HANG_SECONDS):
             self._collect(load.name, variant.name, number, lambda: load.run(place, scale))
         if load.writes and place.directory.is_mount():
