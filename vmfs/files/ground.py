@@ -188,8 +188,7 @@ class Ground:
 
     def desc_offset(self, address: FdAddress) -> LvOffset:
         """Where a file descriptor (its lock sector) stands. `address` was checked before."""
-        [(offset, _)] = self.file_descs.address_runs(address)
-        return offset
+        return self.file_descs.address_lv_offset(address)
 
     def lock_of(self, address: FdAddress) -> LockId:
         """The lock of a file, directory or symlink."""

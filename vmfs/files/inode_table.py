@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final
 
-from vmfs.errors import CorruptRecord, LockBusy, StaleHandle
+from vmfs.errors import LockBusy, StaleHandle
 from vmfs.files.attributes import Attributes, ListedName
 from vmfs.files.dir_block import DOT, DOT_DOT
 from vmfs.files.ground import Ground
@@ -24,7 +24,6 @@ from vmfs.files.watcher import Unwatched, Watcher
 from vmfs.ids import FdAddress
 from vmfs.locks.base import HolderIs, Locks
 from vmfs.locks.order import LockId, LockKind
-from vmfs.ondisk.address import FdAddr, parse
 from vmfs.ondisk.dirent import DirEntry
 from vmfs.ondisk.disk_lock import LockMode
 from vmfs.ondisk.file_desc import FD_SIZE, META_OFFSET, VH_FD, FileDesc
@@ -367,12 +366,5 @@ class InodeTable:
         self.watcher.changed(address)
 
     def _must_exist(self, address: FdAddress) -> None:
-        try:
-            parsed = parse(address)
-        except CorruptRecord:
-            parsed = None
-        file = self._ground.file_descs
-        if not isinstance(parsed, FdAddr) or not file.header.contains(
-            parsed.cluster, parsed.resource
-        ):
+        if not self._ground.file_descs.contains(address):
             raise StaleHandle(f"{address:#x} is no file descriptor of this volume")

@@ -155,7 +155,7 @@ class ResourceHeader:
     def resource_offset(self, cluster: int, resource: int) -> int:
         """File offset of a resource's body; a body may straddle two file blocks."""
         assert self.resource_size > 0, "file blocks have no body in their resource file"
-        assert 0 <= resource < self.cluster_total(cluster), f"resource {resource} of {cluster}"
+        assert self.contains(cluster, resource), f"resource {resource} of cluster {cluster}"
         group, index = divmod(cluster, self.clusters_per_group)
         bodies = self.first_group + group * self.group_size
         bodies += self.clusters_per_group * CLUSTER_HEADER_SIZE
@@ -163,9 +163,8 @@ class ResourceHeader:
 
     def contains(self, cluster: int, resource: int) -> bool:
         """Whether there is such a resource: addresses from disk are asked this first."""
-        if not 0 <= cluster < self.cluster_count:
-            return False
-        return 0 <= resource < self.cluster_total(cluster)
+        in_cluster = 0 <= resource < self.resources_per_cluster and cluster >= 0
+        return in_cluster and cluster * self.resources_per_cluster + resource < self.total
 
     def _check_cluster(self, cluster: int) -> None:
         assert 0 <= cluster < self.cluster_count, f"cluster {cluster} of {self.cluster_count}"

@@ -77,7 +77,7 @@ class PointerTree:
                 f"file {self._owner:#010x} has block list type {self.zla.name}, "
                 "which only VMFS-6 is known to use"
             )
-        [(place, _), *_] = self.files[AddressType.FD].address_runs(self._owner)
+        place = self.files[AddressType.FD].address_lv_offset(self._owner)
         self._check(self.pointers, index_path.slot_types(self.zla), LvOffset(place + DATA_OFFSET))
         self._slots_checked = True
 
@@ -117,13 +117,13 @@ class PointerTree:
             if version != self.version:
                 continue  # changed while this task read; what it has may be old
             table = np.frombuffer(data, dtype="<u4").astype(np.uint32)
-            self._check(table, holds, file.address_runs(address)[0][0])
+            self._check(table, holds, file.address_lv_offset(address))
             self._keep(address, table)
         table = self._tables.pop(address)
         self._tables[address] = table
         used = table[self._sample[address]]
         if used and used & 7 not in holds:  # loaded before, as a block of another level
-            self._check(table, holds, file.address_runs(address)[0][0])
+            self._check(table, holds, file.address_lv_offset(address))
         return table
 
     def at(self, block: int) -> int:

@@ -131,7 +131,20 @@ class ResourceFile:
 
     def resource_lv_offset(self, cluster: int, resource: int) -> LvOffset:
         """Where a resource's body begins."""
-        return self.resource_runs(cluster, resource)[0][0]
+        if self.kind is AddressType.FB:
+            block = cluster * self.header.resources_per_cluster + resource
+            return LvOffset(block * self.block_size)
+        return self._place(self.header.resource_offset(cluster, resource))
+
+    def address_lv_offset(self, address: int) -> LvOffset:
+        """As `resource_lv_offset`, for a packed address (which must be one of this file)."""
+        return self.resource_lv_offset(*self.split_one(address))
+
+    def contains(self, address: int) -> bool:
+        """Whether a number is the packed address of one of its resources, without flags."""
+        cluster, resource = self.split_one(address)
+        is_one = self.header.contains(cluster, resource)
+        return is_one and self.pack_one(cluster, resource) == address
 
     def address_runs(self, address: int) -> list[Run]:
         """As `resource_runs`, for a packed address (which must be one of this file)."""

@@ -120,7 +120,7 @@ async def read_journals(staging: Staging, structure: Structure) -> Journals:
     """
     parameters = structure.descriptor.must_be_ours()
     files = structure.resources
-    [(offset, _)] = files[AddressType.FD].address_runs(parameters.journal_fd)
+    offset = files[AddressType.FD].address_lv_offset(parameters.journal_fd)
     desc, pointers = await _read_desc(staging, offset, parameters.journal_fd)
     size = parameters.journal_count * parameters.journal_size
     block_map = BlockMap(desc=desc, pointers=pointers, staging=staging, files=files)
