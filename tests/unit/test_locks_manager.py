@@ -485,6 +485,22 @@ async def test_peek_says_whose_it_is(autojump_clock: MockClock) -> None:
         assert other.record.exclusive_holder == a.slot.holder
 
 
+async def test_peek_again_is_the_same_look_until_the_record_changes(
+    autojump_clock: MockClock,
+) -> None:
+    async with cluster() as lab:
+        a, b = await lab.host("a"), await lab.host("b")
+        lock = lab.lock(0)
+        seen = await b.locks.peek(lock)
+
+        assert await b.locks.peek(lock, seen=seen) is seen
+        await visit(a, lock, EXCLUSIVE)
+        again = await b.locks.peek(lock, seen=seen)
+
+        assert again.holder_is is HolderIs.LIVE_OTHER
+        assert again.record.token == seen.record.token + 1
+
+
 async def test_waiting_names_for_whom(autojump_clock: MockClock) -> None:
     async with cluster() as lab:
         a, b = await lab.host("a"), await lab.host("b")

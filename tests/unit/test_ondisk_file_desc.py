@@ -66,6 +66,23 @@ def test_descriptor_that_was_never_used_passes_as_free() -> None:
     assert not desc.is_used
 
 
+def test_last_generation_of_a_free_descriptor() -> None:
+    used = file_desc()
+    freed = dataclasses.replace(used, link_count=0, type=FileType.NONE, zla=Zla.NONE)
+
+    def last(data: bytes, expected: FdAddress = used.address) -> int:
+        return FileDesc.last_generation(data, address=AT, expected=expected)
+
+    assert last(bytes(512)) == 0
+    assert last(freed.pack()) == used.generation
+    with pytest.raises(CorruptRecord, match="the bitmap calls it free"):
+        last(used.pack())
+    with pytest.raises(CorruptRecord, match="own address"):
+        last(freed.pack(), FdAddress(4))
+    with pytest.raises(CorruptRecord):
+        last(freed.pack()[:-1])
+
+
 def test_counters_of_more_than_32_bits_are_kept() -> None:
     desc = dataclasses.replace(file_desc(), tbz_blocks=1 << 40, cow_blocks=5 << 32, new_blocks=1)
 

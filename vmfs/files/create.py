@@ -16,7 +16,6 @@ from vmfs.files.directory import ATTEMPTS_MAX, Directories, Growth, check_name, 
 from vmfs.files.ground import Ground
 from vmfs.files.inode import LINK_MAX, Contents, Inode
 from vmfs.files.inode_table import InodeTable
-from vmfs.files.removal import must_be_unused
 from vmfs.ids import FdAddress
 from vmfs.locks.base import Pin
 from vmfs.locks.order import LockId
@@ -211,6 +210,5 @@ class Creator:
         """
         at = self._ground.desc_offset(address) + META_OFFSET
         data = await self._ground.metadata.read(at, FileDesc.SIZE)
-        old = FileDesc.unpack(data, address=at, expected=address)
-        must_be_unused(old, at=at)
-        return (old.generation + 1) % _GENERATION_LIMIT or 1
+        last = FileDesc.last_generation(data, address=at, expected=address)
+        return (last + 1) % _GENERATION_LIMIT or 1

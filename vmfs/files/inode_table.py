@@ -348,7 +348,7 @@ class InodeTable:
             if told is not None:
                 return FileDesc.unpack(told, address=offset, expected=inode.address)
         data = await self._ground.device.read(offset, FileDesc.SIZE)
-        after = await locks.peek(inode.lock)
+        after = await locks.peek(inode.lock, seen=before)
         same = after.record.token == before.record.token
         if not same or after.record.exclusive_holder not in (None, holder):
             return None

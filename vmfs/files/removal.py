@@ -16,7 +16,6 @@ from typing import Final
 
 import numpy as np
 
-from vmfs.errors import CorruptRecord
 from vmfs.files.ground import Ground
 from vmfs.files.inode import Contents, Inode
 from vmfs.ondisk.file_desc import DATA_SIZE, META_OFFSET, FileDesc, FileType, Zla
@@ -208,11 +207,3 @@ def unused_desc(desc: FileDesc) -> FileDesc:
     return FileDesc(
         address=desc.address, generation=desc.generation, type=FileType.NONE, zla=Zla.NONE
     )
-
-
-def must_be_unused(desc: FileDesc, *, at: int) -> None:
-    """Raises: CorruptRecord (a descriptor that the bitmap calls free has a file)."""
-    if desc.is_used:
-        raise CorruptRecord(
-            FileDesc.NAME, at, "link count", desc.link_count, "0, since the bitmap calls it free"
-        )

@@ -43,6 +43,7 @@ class Peek:
 
     record: DiskLock
     holder_is: HolderIs
+    image: bytes  # its sector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,8 +205,12 @@ class Locks(Protocol):
         """Give up everything, at unmount. No acquisition succeeds any more."""
         ...
 
-    async def peek(self, lock: LockId) -> Peek:
+    async def peek(self, lock: LockId, *, seen: Peek | None = None) -> Peek:
         """Read the lock record, and judge its holders by their slots. Takes nothing.
+
+        Args:
+            lock: which.
+            seen: an earlier look; it is the answer again while the record is still the same.
 
         Raises:
             CorruptRecord: the record, or a holder's slot, is not one.

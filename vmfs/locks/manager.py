@@ -415,9 +415,9 @@ class LockManager:
             return 0
         return entry.tenure
 
-    async def peek(self, lock: LockId) -> Peek:
+    async def peek(self, lock: LockId, *, seen: Peek | None = None) -> Peek:
         """See `Locks.peek`."""
-        return await self._records.peek(lock)
+        return await self._records.peek(lock, seen=seen)
 
     async def ask_attributes(self, lock: LockId, holder: Holder) -> bytes | None:
         """See `Locks.ask_attributes`."""

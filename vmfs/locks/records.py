@@ -152,11 +152,15 @@ class LockRecords:
         """The record as it stands."""
         return self._unpack(await self._device.read(lock.lv_offset, DiskLock.SIZE), lock)
 
-    async def peek(self, lock: LockId) -> Peek:
-        """The record as it stands, and whose it is."""
-        record = await self.read(lock)
+    async def peek(self, lock: LockId, *, seen: Peek | None = None) -> Peek:
+        """The record as it stands, and whose it is; see `Locks.peek`."""
+        image = await self._device.read(lock.lv_offset, DiskLock.SIZE)
+        if seen is not None and image == seen.image:
+            return seen
+        record = self._unpack(image, lock)
         standings = await self._standings(record.all_holders)
-        return Peek(record=record, holder_is=whose(record, me=self.me, standings=standings))
+        holder_is = whose(record, me=self.me, standings=standings)
+        return Peek(record=record, holder_is=holder_is, image=image)
 
     async def slot_of(self, holder: Holder) -> tuple[Heartbeat, Standing]:
         """The holder's heartbeat slot, and what it says about the holder."""

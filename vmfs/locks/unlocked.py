@@ -131,12 +131,14 @@ class Unlocked:
     async def release_all(self) -> None:
         """Nothing is held."""
 
-    async def peek(self, lock: LockId) -> Peek:
+    async def peek(self, lock: LockId, *, seen: Peek | None = None) -> Peek:
         """The lock record; a holder is taken for alive, because nobody is there to ask."""
-        data = await self._device.read(lock.lv_offset, DiskLock.SIZE)
-        record = DiskLock.unpack(data, address=lock.lv_offset)
+        image = await self._device.read(lock.lv_offset, DiskLock.SIZE)
+        if seen is not None and image == seen.image:
+            return seen
+        record = DiskLock.unpack(image, address=lock.lv_offset)
         holder_is = HolderIs.FREE if record.is_free else HolderIs.LIVE_OTHER
-        return Peek(record=record, holder_is=holder_is)
+        return Peek(record=record, holder_is=holder_is, image=image)
 
     async def ask_attributes(self, lock: LockId, holder: Holder) -> bytes | None:
         """None: what the LUN says is all there is to know."""

@@ -205,6 +205,26 @@ class FileDesc:
             desc._require_plausible(address)
         return desc
 
+    @classmethod
+    def last_generation(cls, data: Buffer, *, address: int, expected: FdAddress) -> int:
+        """The generation of the last file that had a descriptor which is free; 0 if none had it.
+
+        Args:
+            data: its sector.
+            address: LV offset that it was read from.
+            expected: its FD address.
+
+        Raises:
+            CorruptRecord: a file has it, though the bitmap calls it free; or it is another one.
+        """
+        require_length(cls.NAME, address, data, cls.SIZE)
+        own, generation, link_count = _IDENTITY.unpack_from(data)
+        require_one_of(cls.NAME, address, "own address", own, (0, expected))
+        if link_count:
+            free = "0, since the bitmap calls it free"
+            raise CorruptRecord(cls.NAME, address, "link count", link_count, free)
+        return int(generation)
+
     def _require_plausible(self, at: int) -> None:
         if address_type(self.address) != AddressType.FD:
             raise CorruptRecord(self.NAME, at, "own address", self.address, "a low digit of 4")
@@ -235,6 +255,8 @@ class FileDesc:
 
 
 assert FileDesc.LAYOUT.size == FileDesc.SIZE
+
+_IDENTITY: Final = Struct("<3I")  # the first fields: own address, generation, link count
 
 _NAMES: Final = tuple(field.name for field in dataclasses.fields(FileDesc))
 _VALUES: Final = attrgetter(*_NAMES)
