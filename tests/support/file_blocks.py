@@ -17,8 +17,8 @@ from vmfs.ondisk.address import AddressType, FbAddress
 from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 from vmfs.space.block_map import BlockMap
 from vmfs.space.extent import Extent, ExtentKind
-from vmfs.space.growth import Missing
 from vmfs.space.index_path import Pointers, Shape
+from vmfs.space.missing import Missing
 from vmfs.units import SECTOR_SIZE
 
 GARBAGE: Final = b"\xee" * SECTOR_SIZE

@@ -16,7 +16,8 @@ from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 from vmfs.space.allocator import Allocator
 from vmfs.space.block_map import BlockMap
 from vmfs.space.extent import ExtentKind
-from vmfs.space.growth import POINTER_ROOM_PER_TABLE, Missing
+from vmfs.space.growth import POINTER_ROOM_PER_TABLE
+from vmfs.space.missing import Missing
 from vmfs.space.truncation import FREE_BATCH_CLUSTERS_MAX
 from vmfs.txn.journal import Journal
 from vmfs.txn.recovery import replay_journal

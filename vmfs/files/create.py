@@ -24,7 +24,7 @@ from vmfs.ondisk.dirent import DirEntry
 from vmfs.ondisk.disk_lock import LockMode
 from vmfs.ondisk.file_desc import DATA_SIZE, META_OFFSET, RESIDENT_MAX, FileDesc, FileType, Zla
 from vmfs.space.grant import Grant
-from vmfs.space.growth import Missing
+from vmfs.space.missing import Missing
 
 TARGET_MAX = 4095
 """Bytes of a symbolic link's target, as on Linux (PATH_MAX less the NUL)."""

@@ -24,7 +24,7 @@ from vmfs.ids import LvOffset
 from vmfs.ondisk.file_desc import DATA_SIZE, FileType
 from vmfs.space.extent import Extent, ExtentKind
 from vmfs.space.grant import Grant
-from vmfs.space.growth import Missing
+from vmfs.space.missing import Missing
 from vmfs.space.preallocation import PREALLOCATED_MAX, Preallocation
 from vmfs.units import MIB, div_ceil
 

@@ -24,7 +24,7 @@ from vmfs.ondisk.disk_lock import LockMode
 from vmfs.ondisk.file_desc import FileDesc
 from vmfs.space.extent import ExtentKind
 from vmfs.space.grant import Grant
-from vmfs.space.growth import Missing
+from vmfs.space.missing import Missing
 
 BLOCKS_MAX: Final = 256
 """File blocks of a directory: those its descriptor names itself, room for 1.9 million names."""

@@ -18,10 +18,12 @@ from vmfs.ids import FdAddress
 BLOCK_COUNT_MAX: Final = 1 << 26
 """File blocks that an address can name: 64 TiB of 1 MiB blocks."""
 
+FB_TBZ: Final = 1 << 5
+"""The flag of a file block that is allocated, and reads as zero until it is written."""
+
 _RESOURCE_CLUSTER_MAX: Final = 1 << 22
 _FD_CLUSTER_MAX: Final = 1 << 16
 _FD_RESOURCE_MAX: Final = 1 << 10
-_FB_TBZ: Final = 1 << 5
 _FB_COW: Final = 1 << 4
 _OTHER_COW: Final = 1 << 5
 _KIND_MASK: Final = 7
@@ -51,7 +53,7 @@ class FbAddress:
 
     def pack(self) -> int:
         """The u32 as it stands on disk."""
-        flags = (_FB_TBZ if self.tbz else 0) | (_FB_COW if self.cow else 0)
+        flags = (FB_TBZ if self.tbz else 0) | (_FB_COW if self.cow else 0)
         return self.block << 6 | flags | AddressType.FB
 
 
@@ -150,7 +152,7 @@ def parse(value: int, *, at: int = 0) -> Address | None:
     match value & _KIND_MASK:
         case AddressType.FB:
             address = FbAddress(
-                block=value >> 6, tbz=bool(value & _FB_TBZ), cow=bool(value & _FB_COW)
+                block=value >> 6, tbz=bool(value & FB_TBZ), cow=bool(value & _FB_COW)
             )
         case AddressType.SB:
             address = SbAddress(cluster=cluster, resource=resource | (value >> 3 & 3) << 4, cow=cow)
@@ -199,6 +201,6 @@ def fb_mask(addresses: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 def tbz_mask(addresses: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Where an allocated file block stands that reads as zero."""
-    wanted = np.uint32(_FB_TBZ | AddressType.FB)
-    mask: NDArray[np.bool_] = (addresses & np.uint32(_FB_TBZ | _KIND_MASK)) == wanted
+    wanted = np.uint32(FB_TBZ | AddressType.FB)
+    mask: NDArray[np.bool_] = (addresses & np.uint32(FB_TBZ | _KIND_MASK)) == wanted
     return mask

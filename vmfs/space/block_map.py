@@ -31,34 +31,36 @@ one change (an assertion otherwise); reading goes on meanwhile. Drop the map whe
 """
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vmfs.errors import FileTooBig, NotSupported
+from vmfs.errors import FileTooBig
 from vmfs.ids import LvOffset
-from vmfs.ondisk.address import AddressType, tbz_mask
+from vmfs.ondisk.address import FB_TBZ, AddressType
 from vmfs.ondisk.file_desc import FileDesc, FileType, Zla
 from vmfs.space import index_path
 from vmfs.space.data_runs import WINDOW_BLOCKS, DataRuns, PlainRuns, plain_runs
-from vmfs.space.extent import Extent, ExtentKind, block_extents, clip
+from vmfs.space.extent import (
+    Extent,
+    ExtentKind,
+    block_extents,
+    body_extents,
+    clip,
+    few_block_extents,
+    sub_block_extents,
+)
 from vmfs.space.grant import Grant
-from vmfs.space.growth import Draft, Indices, Missing, nothing_missing
-from vmfs.space.index_path import Pointers, Shape
+from vmfs.space.index_path import Levels, Pointers, Shape
+from vmfs.space.missing import Growing, Missing, nothing_missing
 from vmfs.space.pointer_tree import LOAD_TABLES_MAX, PointerTree
 from vmfs.space.staging import Staging
-from vmfs.space.system_file import ResourceFile, ResourceFiles, cow_mask, is_cow
+from vmfs.space.system_file import ResourceFiles, is_cow
 from vmfs.space.truncation import Tail, TailCutter
 from vmfs.units import div_ceil
 
 _FULL: Final = Shape()
-_NO_BLOCKS: Final = np.empty(0, dtype=np.int64)
-_NO_ADDRESSES: Final = np.empty(0, dtype=np.uint32)
-_TBZ_BIT: Final = 1 << 5
-_TBZ: Final = np.uint32(_TBZ_BIT)
 _KIND_AND_FLAGS: Final = 0x3F
 _BLOCK_LEVELS: Final = (Zla.FB, Zla.PB, Zla.DOUBLE)
 
@@ -96,9 +98,8 @@ class BlockMap:
             files=files,
         )
         self._files = files
-        self._shape = shape
         self._file_block = files[AddressType.FB].resource_size
-        self._sub_block = files[AddressType.SB].resource_size
+        self._levels = _levels(self._file_block, files[AddressType.SB].resource_size, shape)
         self._allocated = desc.allocated_blocks
         self._tbz = desc.tbz_blocks
         self._runs = DataRuns(block_size=self._file_block)
@@ -126,7 +127,7 @@ class BlockMap:
     @property
     def block_size(self) -> int:
         """Bytes of one block of this file at its level: file block, or sub-block."""
-        return self._unit(self.zla)
+        return self._levels.unit(self.zla)
 
     @property
     def empty(self) -> bool:
@@ -136,12 +137,12 @@ class BlockMap:
     @property
     def file_size_max(self) -> int:
         """Bytes that a file can have at most."""
-        return index_path.file_size_max(self._unit(Zla.FB), self._shape)
+        return self._levels.file_size_max
 
     @property
     def load_length_max(self) -> int:
         """Bytes that one `load` may ask for."""
-        return LOAD_TABLES_MAX * self._shape.fanout * self._unit(Zla.FB)
+        return LOAD_TABLES_MAX * self._levels.shape.fanout * self._file_block
 
     def blocks_for(self, length: int) -> int:
         """Blocks at the present level that hold `length` bytes: what `tail` must keep."""
@@ -191,7 +192,7 @@ class BlockMap:
         self._tree.check_slots()
         if self.zla is Zla.RESIDENT:
             return
-        await self._tree.load(*self._block_range(offset, length))
+        await self._tree.load(*self._levels.blocks(self.zla, offset, length))
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """What the range is made of, ascending and without gaps. It was loaded just before.
@@ -203,12 +204,12 @@ class BlockMap:
         if self.zla is Zla.RESIDENT:
             whole = Extent(kind=ExtentKind.RESIDENT, file_offset=offset, length=length)
             return [whole] if length else []
-        start, count = self._block_range(offset, length)
+        start, count = self._levels.blocks(self.zla, offset, length)
         if count <= FEW_BLOCKS and self.zla is not Zla.SB and offset + length <= self._reach:
-            return self._few_extents(start, count, offset, length)
+            return few_block_extents(self._tree.at, offset, length, block_size=self._file_block)
         addresses = self._tree.gather(start, count)
         if self.zla is Zla.SB:
-            found = self._sub_block_extents(addresses, start)
+            found = sub_block_extents(self._files[AddressType.SB], addresses, first_block=start)
         else:
             found = block_extents(addresses, first_block=start, block_size=self.block_size)
         clipped = clip(found, offset, length)
@@ -220,7 +221,8 @@ class BlockMap:
 
     def known_extents(self, offset: int, length: int) -> list[Extent] | None:
         """As `extents`, without a `load` before; None when that would have to read."""
-        if self.zla is Zla.RESIDENT or self._tree.is_loaded(*self._block_range(offset, length)):
+        blocks = self._levels.blocks(self.zla, offset, length)
+        if self.zla is Zla.RESIDENT or self._tree.is_loaded(*blocks):
             return self.extents(offset, length)
         return None
 
@@ -236,7 +238,7 @@ class BlockMap:
         if not self._tree.is_loaded(block, 1):
             return False
         address = self._tree.at(block)
-        return address == 0 or address & _TBZ_BIT != 0
+        return address == 0 or address & FB_TBZ != 0
 
     def place(self, offset: int, length: int) -> LvOffset | None:
         """Where a range stands that is nothing but data, in one piece; None when it is not so.
@@ -264,7 +266,7 @@ class BlockMap:
     def run_before(self, block: int, limit: int) -> int:
         """How many file blocks in front of one have blocks without a gap; `limit` at most."""
         start = max(block - limit, 0)
-        if self.zla not in _BLOCK_LEVELS or block > index_path.reach(self.zla, self._shape):
+        if self.zla not in _BLOCK_LEVELS or block > index_path.reach(self.zla, self._levels.shape):
             return 0
         if not self._tree.is_loaded(start, block - start):
             return 0
@@ -307,19 +309,7 @@ class BlockMap:
             raise FileTooBig(f"{end} bytes; files of this volume end at {self.file_size_max} bytes")
         if self._is_in_place(offset, length):
             return nothing_missing(self.zla, self._tree.version)
-        target = self._level_for(offset, length)
-        moves = self._moves(target)
-        has_contents = file_length > 0 and (self.zla is Zla.RESIDENT or not self.empty)
-        carried = file_length if moves and has_contents else 0
-        if moves:
-            blocks = _covering(((offset, length), (0, carried)), self._unit(target))
-            return self._count(target, blocks, _NO_BLOCKS, carried=carried)
-        addresses, first = self._present(offset, length)
-        blocks = np.flatnonzero(addresses == 0) + first
-        zeroed = np.flatnonzero(self._tbz_mask(addresses)) + first
-        missing = self._count(target, blocks, zeroed, carried=0)
-        plain = addresses[zeroed - first] & ~_TBZ
-        return dataclasses.replace(missing, zeroed_addresses=plain) if len(zeroed) else missing
+        return self._growing.find(offset, length, file_length=file_length)
 
     def fresh(self, missing: Missing, grant: Grant) -> list[Extent]:
         """The blocks that will be the file's after `install`, and hold anything now.
@@ -327,7 +317,7 @@ class BlockMap:
         The caller fills every byte of them (what is written, what is `carried`, zeroes for the
         rest) before the transaction of `install` commits. `grant` is untouched yet.
         """
-        unit = self._unit(missing.zla)
+        unit = self._levels.unit(missing.zla)
         if missing.zla is Zla.SB:
             places = self._files[AddressType.SB]
             return [
@@ -335,7 +325,7 @@ class BlockMap:
                 for block, address in zip(
                     missing.blocks, grant.promised(AddressType.SB), strict=False
                 )
-                for extent in _body_extents(places, int(address), int(block) * unit)
+                for extent in body_extents(places, int(address), int(block) * unit)
             ]
         blocks = np.concatenate((missing.blocks, missing.zeroed))
         promised = grant.promised(AddressType.FB)[: len(missing.blocks)]
@@ -363,7 +353,7 @@ class BlockMap:
         assert missing.version == self._tree.version, "the map has changed since `missing`"
         if missing.free:
             grant.free(np.array(missing.free, dtype=np.uint32))
-        draft = self._draft(
+        draft = self._growing.draft(
             missing.zla,
             new=lambda: int(grant.take(AddressType.PB, 1)[0]),
             tables=missing.tables,
@@ -376,7 +366,7 @@ class BlockMap:
         for address, table in draft.changed.items():
             old = None if address in draft.made else draft.visited[address]
             self._tree.stage(address, old, table)
-        before = 0 if self._moves(missing.zla) else self._allocated
+        before = 0 if self._growing.moves_to(missing.zla) else self._allocated
         self._allocated = before + len(missing.blocks)
         self._tbz -= min(len(missing.zeroed), self._tbz)
         self._tree.adopt(missing.zla, draft.pointers, draft.changed)
@@ -398,7 +388,7 @@ class BlockMap:
             cutter = TailCutter(
                 zla=self.zla,
                 pointers=self._tree.pointers,
-                shape=self._shape,
+                shape=self._levels.shape,
                 files=self._files,
                 load=self._tree.load_table,
             )
@@ -425,22 +415,16 @@ class BlockMap:
             self.zla, tail.pointers, {a: after for a, (_, after) in tail.changed.items()}
         )
 
-    # The tree.
+    @property
+    def _growing(self) -> Growing:
+        return Growing(tree=self._tree, levels=self._levels)
 
-    def _unit(self, zla: Zla) -> int:
-        return self._sub_block if zla in (Zla.SB, Zla.RESIDENT) else self._file_block
+    # Where data is.
 
     @property
     def _reach(self) -> int:
         """Bytes that the present level can name."""
-        return index_path.reach(self.zla, self._shape) * self.block_size
-
-    def _block_range(self, offset: int, length: int) -> tuple[int, int]:
-        """First block and number of blocks of a range, as far as the level reaches."""
-        limit = index_path.reach(self.zla, self._shape)
-        start = min(offset // self.block_size, limit)
-        end = min(div_ceil(offset + length, self.block_size), limit) if length else start
-        return start, end - start
+        return self._levels.reach(self.zla)
 
     def _look_around(self, offset: int) -> PlainRuns | None:
         """Learn the runs of one window of the file, if its pointers are all in memory."""
@@ -450,7 +434,7 @@ class BlockMap:
         if self.zla not in _BLOCK_LEVELS:
             return None
         start = index * WINDOW_BLOCKS
-        count = min(WINDOW_BLOCKS, index_path.reach(self.zla, self._shape) - start)
+        count = min(WINDOW_BLOCKS, index_path.reach(self.zla, self._levels.shape) - start)
         if count <= 0 or not self._tree.is_loaded(start, count):
             return None
         addresses = self._tree.gather(start, count)
@@ -459,13 +443,13 @@ class BlockMap:
 
     def _look_into_sub_blocks(self) -> PlainRuns | None:
         """Learn the runs of a file in sub-blocks, the ones that a snapshot shares left out."""
-        count = index_path.reach(self.zla, self._shape)
+        count = index_path.reach(self.zla, self._levels.shape)
         if not self._tree.is_loaded(0, count):
             return None
         addresses = self._tree.gather(0, count)
         own = [0 if is_cow(address) else address for address in addresses.tolist()]
         runs = PlainRuns(starts=[], ends=[], shifts=[])
-        for extent in self._sub_block_extents(np.array(own, dtype=np.uint32), 0):
+        for extent in sub_block_extents(self._files[AddressType.SB], own, first_block=0):
             if extent.kind is ExtentKind.DATA:
                 runs.with_more(extent.file_offset, extent.length, extent.lv_offset)
         return self._runs.keep(0, runs)
@@ -479,156 +463,8 @@ class BlockMap:
             return False
         return self._tree.at(block) & _KIND_AND_FLAGS == AddressType.FB
 
-    def _few_extents(self, start: int, count: int, offset: int, length: int) -> list[Extent]:
-        """The extents of a range in a few blocks, one after the other: faster than in bulk."""
-        found: list[Extent] = []
-        end, size = offset + length, self._file_block
-        for block in range(start, start + count):
-            low, high = max(offset, block * size), min(end, (block + 1) * size)
-            extent = self._extent_in(self._tree.at(block), low, high - low)
-            if found and found[-1].goes_on_with(extent):
-                first = found.pop()
-                extent = dataclasses.replace(first, length=first.length + extent.length)
-            found.append(extent)
-        return found
 
-    def _extent_in(self, address: int, offset: int, length: int) -> Extent:
-        """A range inside one file block."""
-        kind, place = ExtentKind.HOLE, 0
-        if address:
-            kind = ExtentKind.ZERO if address & _TBZ_BIT else ExtentKind.DATA
-        if kind is ExtentKind.DATA:
-            place = (address >> 6) * self._file_block + offset % self._file_block
-        return Extent(kind=kind, file_offset=offset, length=length, lv_offset=LvOffset(place))
-
-    def _sub_block_extents(self, addresses: Pointers, start: int) -> list[Extent]:
-        file = self._files[AddressType.SB]
-        size = file.resource_size
-        found: list[Extent] = []
-        for index, address in enumerate(addresses, start):
-            if address:
-                found.extend(_body_extents(file, int(address), index * size))
-            else:
-                found.append(Extent(kind=ExtentKind.HOLE, file_offset=index * size, length=size))
-        return found
-
-    # Parts of `missing` and `install`.
-
-    def _level_for(self, offset: int, length: int) -> Zla:
-        end = offset + length
-        if self.zla is Zla.SB and length and end <= self._shape.slots * self.block_size:
-            start, count = self._block_range(offset, length)
-            if self._tree.gather(start, count).all():
-                return Zla.SB  # all there, if in more sub-blocks than we would make
-        return index_path.level_needed(
-            end,
-            at_least=self.zla,
-            block_size=self._unit(Zla.FB),
-            sub_block_size=self._unit(Zla.SB),
-            shape=self._shape,
-        )
-
-    def _present(self, offset: int, length: int) -> tuple[Pointers, int]:
-        """The addresses that a range has now, and the index of its first block."""
-        first = offset // self.block_size
-        if self.zla is Zla.RESIDENT or not length:
-            return _NO_ADDRESSES, first
-        addresses = np.zeros(div_ceil(offset + length, self.block_size) - first, dtype=np.uint32)
-        start, count = self._block_range(offset, length)
-        addresses[:count] = self._tree.gather(start, count)
-        in_sub_blocks = self.zla is Zla.SB and any(is_cow(int(address)) for address in addresses)
-        if in_sub_blocks or cow_mask(addresses).any():
-            raise NotSupported("blocks that are shared with a snapshot cannot be written yet")
-        return addresses, first
-
-    def _tbz_mask(self, addresses: Pointers) -> NDArray[np.bool_]:
-        if self.zla is Zla.SB:  # the bit means something else there
-            return np.zeros(len(addresses), dtype=np.bool_)
-        return tbz_mask(addresses)
-
-    def _count(self, target: Zla, blocks: Indices, zeroed: Indices, *, carried: int) -> Missing:
-        """Run the change once with made-up addresses, to see what it takes."""
-        want: Counter[AddressType] = Counter()
-        visited: Mapping[int, Pointers] = {}
-        if target is not self.zla or len(blocks) or len(zeroed):
-
-            def pretend() -> int:
-                want[AddressType.PB] += 1
-                return want.total() << 3  # type 0: no real address looks so
-
-            draft = self._draft(target, new=pretend, tables={})
-            draft.raise_to(target)
-            draft.touch(np.union1d(blocks, zeroed) if len(zeroed) else blocks)
-            visited = draft.visited
-        if len(blocks):
-            want[AddressType.SB if target is Zla.SB else AddressType.FB] += len(blocks)
-        left = self._tree.pointers[self._tree.pointers != 0] if self._moves(target) else ()
-        return Missing(
-            zla=target,
-            blocks=blocks,
-            zeroed=zeroed,
-            zeroed_addresses=_NO_ADDRESSES,
-            carried=carried,
-            want=dict(want),
-            free=tuple(int(address) for address in left if not is_cow(int(address))),
-            near=self._near(blocks),
-            tables=visited,
-            version=self._tree.version,
-            converts=target is not self.zla,
-        )
-
-    def _moves(self, target: Zla) -> bool:
-        """Whether contents leave the descriptor or a sub-block, and the tree starts anew."""
-        return target is not self.zla and self.zla in (Zla.RESIDENT, Zla.SB)
-
-    def _draft(
-        self, target: Zla, *, new: Callable[[], int], tables: Mapping[int, Pointers]
-    ) -> Draft:
-        """The tree as a draft. Contents that move out of SB or RESIDENT start with an empty one."""
-        moves = self._moves(target)
-        base = Zla.SB if target is Zla.SB else Zla.FB
-
-        def lookup(address: int) -> Pointers:
-            table = tables.get(address)
-            if table is None:
-                table = self._tree.tables.get(address)
-            assert table is not None, f"pointer block {address:#010x} was not loaded"
-            return table
-
-        return Draft(
-            zla=base if moves else self.zla,
-            pointers=np.zeros_like(self._tree.pointers) if moves else self._tree.pointers,
-            shape=self._shape,
-            lookup=lookup,
-            new=new,
-        )
-
-    def _near(self, blocks: Indices) -> tuple[int, ...]:
-        """Where the file would like to go on: behind the block before the first new one."""
-        hints: list[int] = []
-        if self.zla in (Zla.PB, Zla.DOUBLE) and self._tree.pointers.any():
-            hints.append(int(self._tree.pointers[self._tree.pointers != 0][-1]))
-        if len(blocks) and self.zla is not Zla.RESIDENT:
-            hints.append(self._tree.last_before(int(blocks[0])))
-        return tuple(hints)
-
-
-def _covering(ranges: Iterable[tuple[int, int]], unit: int) -> Indices:
-    """The blocks of `unit` bytes that (offset, length) ranges touch, ascending, each once."""
-    parts = [
-        np.arange(offset // unit, div_ceil(offset + length, unit))
-        for offset, length in ranges
-        if length
-    ]
-    return np.unique(np.concatenate([_NO_BLOCKS, *parts])).astype(np.int64)
-
-
-def _body_extents(file: ResourceFile, address: int, file_offset: int) -> list[Extent]:
-    """A sub-block as extents: two when it straddles blocks of its resource file."""
-    found: list[Extent] = []
-    for place, length in file.address_runs(address):
-        found.append(
-            Extent(kind=ExtentKind.DATA, file_offset=file_offset, length=length, lv_offset=place)
-        )
-        file_offset += length
-    return found
+@cache
+def _levels(file_block: int, sub_block: int, shape: Shape) -> Levels:
+    """One for all files of a volume."""
+    return Levels(file_block=file_block, sub_block=sub_block, shape=shape)

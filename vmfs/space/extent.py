@@ -1,6 +1,7 @@
 """Extents: what a range of a file is made of, in as few pieces as its blocks allow."""
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmfs.ids import LvOffset
-from vmfs.ondisk.address import fb_blocks, tbz_mask
+from vmfs.ondisk.address import FB_TBZ, fb_blocks, tbz_mask
+from vmfs.space.system_file import ResourceFile
 
 _NOWHERE: Final = LvOffset(0)
 """The FS descriptor's neighbourhood begins there: no file has it."""
@@ -74,6 +76,71 @@ def block_extents(
         )
         for start, count in zip(starts, counts, strict=True)
     ]
+
+
+def few_block_extents(
+    at: Callable[[int], int], offset: int, length: int, *, block_size: int
+) -> list[Extent]:
+    """The extents of a range in a few file blocks, one after the other: 3 us each.
+
+    Args:
+        at: the address of a file block, or 0.
+        offset: bytes.
+        length: bytes.
+        block_size: bytes.
+    """
+    found: list[Extent] = []
+    end = offset + length
+    while offset < end:
+        block, within = divmod(offset, block_size)
+        extent = _extent_in(at(block), offset, min(block_size - within, end - offset), block_size)
+        if found and found[-1].goes_on_with(extent):
+            first = found.pop()
+            extent = dataclasses.replace(first, length=first.length + extent.length)
+        found.append(extent)
+        offset = extent.end
+    return found
+
+
+def _extent_in(address: int, offset: int, length: int, block_size: int) -> Extent:
+    """A range inside one file block."""
+    kind, place = ExtentKind.HOLE, 0
+    if address:
+        kind = ExtentKind.ZERO if address & FB_TBZ else ExtentKind.DATA
+    if kind is ExtentKind.DATA:
+        place = (address >> 6) * block_size + offset % block_size
+    return Extent(kind=kind, file_offset=offset, length=length, lv_offset=LvOffset(place))
+
+
+def sub_block_extents(
+    file: ResourceFile, addresses: Iterable[int], *, first_block: int
+) -> list[Extent]:
+    """The extents of adjacent sub-blocks; one that straddles blocks of its file has two.
+
+    Args:
+        file: the resource file of the sub-blocks.
+        addresses: one per sub-block, or 0.
+        first_block: index of the first, in sub-blocks.
+    """
+    size = file.resource_size
+    found: list[Extent] = []
+    for index, address in enumerate(addresses, first_block):
+        if address:
+            found.extend(body_extents(file, int(address), index * size))
+        else:
+            found.append(Extent(kind=ExtentKind.HOLE, file_offset=index * size, length=size))
+    return found
+
+
+def body_extents(file: ResourceFile, address: int, file_offset: int) -> list[Extent]:
+    """The body of one resource as extents of a file that has it at `file_offset`."""
+    found: list[Extent] = []
+    for place, length in file.address_runs(address):
+        found.append(
+            Extent(kind=ExtentKind.DATA, file_offset=file_offset, length=length, lv_offset=place)
+        )
+        file_offset += length
+    return found
 
 
 def clip(extents: Iterable[Extent], offset: int, length: int) -> list[Extent]:

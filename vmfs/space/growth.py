@@ -1,19 +1,18 @@
-"""How a file's tree of pointers grows: what a write lacks, and the tree after it got that. Pure.
+"""How a file's tree of pointers grows. Pure.
 
 `Draft` is a tree being changed. It copies what it changes and leaves the original alone, and asks
 a callback for every pointer block that it needs. So the same steps serve twice: once with made-up
-addresses, to count what must be reserved; once with real ones.
+addresses, to count what must be reserved (`vmfs.space.missing`); once with real ones.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vmfs.errors import NotSupported
-from vmfs.ondisk.address import AddressType
+from vmfs.ondisk.address import FB_TBZ
 from vmfs.ondisk.file_desc import Zla
 from vmfs.space import index_path
 from vmfs.space.index_path import Pointers, Shape
@@ -21,57 +20,7 @@ from vmfs.space.system_file import is_cow
 
 Indices = NDArray[np.int64]
 
-_TBZ: Final = np.uint32(1 << 5)
-_NO_BLOCKS: Final = np.empty(0, dtype=np.int64)
-_NO_ADDRESSES: Final = np.empty(0, dtype=np.uint32)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Missing:
-    """What a file lacks for a write, from `BlockMap.missing`. Good until the map changes.
-
-    The caller reserves `want` and `free` (`near` is a hint), fills what `BlockMap.fresh` lists,
-    then calls `BlockMap.install`.
-    """
-
-    zla: Zla  # what the file is afterwards
-    blocks: Indices  # file blocks (in units of the new level) that have no address, ascending
-    zeroed: Indices  # file blocks that have one, but read as zero until they are written (TBZ)
-    zeroed_addresses: Pointers  # of those, as they are afterwards
-    carried: int  # bytes from the file's start that the caller must copy into the new blocks
-    want: Mapping[AddressType, int]
-    free: tuple[int, ...]  # sub-blocks whose contents are carried over
-    near: tuple[int, ...]
-    tables: Mapping[int, Pointers]  # pointer blocks that the counting went through
-    version: int
-    converts: bool  # the file changes its level
-
-    @property
-    def nothing(self) -> bool:
-        """The write changes no pointer."""
-        return not (self.want or self.free or len(self.zeroed) or self.carried or self.converts)
-
-    @property
-    def room(self) -> int:
-        """Bytes of pointer blocks that `install` stages at most."""
-        return POINTER_ROOM_PER_TABLE * (len(self.tables) + self.want.get(AddressType.PB, 0))
-
-
-def nothing_missing(zla: Zla, version: int) -> Missing:
-    """What a range lacks that can be written in place."""
-    return Missing(
-        zla=zla,
-        blocks=_NO_BLOCKS,
-        zeroed=_NO_BLOCKS,
-        zeroed_addresses=_NO_ADDRESSES,
-        carried=0,
-        want={},
-        free=(),
-        near=(),
-        tables={},
-        version=version,
-        converts=False,
-    )
+_TBZ: Final = np.uint32(FB_TBZ)
 
 
 POINTER_ROOM_PER_TABLE: Final = 4096

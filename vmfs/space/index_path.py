@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from vmfs.ondisk import pointer_block
 from vmfs.ondisk.address import AddressType
 from vmfs.ondisk.file_desc import FILE_SIZE_MAX, POINTER_COUNT, RESIDENT_MAX, Zla
+from vmfs.units import div_ceil
 
 Pointers = NDArray[np.uint32]
 
@@ -105,6 +106,45 @@ def level_needed(
     limits |= {zla: reach(zla, shape) * block_size for zla in _BY_REACH}
     levels = _LEVELS[_LEVELS.index(at_least) :]
     return next(zla for zla in levels if length <= limits[zla])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levels:
+    """The levels of one volume's files, in bytes."""
+
+    file_block: int
+    sub_block: int
+    shape: Shape = Shape()
+
+    def unit(self, zla: Zla) -> int:
+        """What one block of a file of that level is; a resident file will get sub-blocks first."""
+        return self.sub_block if zla in (Zla.SB, Zla.RESIDENT) else self.file_block
+
+    def reach(self, zla: Zla) -> int:
+        """How far the pointers of that level can name."""
+        return reach(zla, self.shape) * self.unit(zla)
+
+    @property
+    def file_size_max(self) -> int:
+        """The largest length of a file."""
+        return file_size_max(self.file_block, self.shape)
+
+    def needed(self, length: int, *, at_least: Zla) -> Zla:
+        """See `level_needed`."""
+        return level_needed(
+            length,
+            at_least=at_least,
+            block_size=self.file_block,
+            sub_block_size=self.sub_block,
+            shape=self.shape,
+        )
+
+    def blocks(self, zla: Zla, offset: int, length: int) -> tuple[int, int]:
+        """First block and number of blocks of a range, as far as the level reaches."""
+        unit, limit = self.unit(zla), reach(zla, self.shape)
+        start = min(offset // unit, limit)
+        end = min(div_ceil(offset + length, unit), limit) if length else start
+        return start, end - start
 
 
 def path(zla: Zla, block_index: int, shape: Shape) -> tuple[int, ...]:
