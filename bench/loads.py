@@ -13,6 +13,7 @@ from tests.support import guest
 
 READ_FILE: Final = "read-flat.vmdk"
 WRITE_FILE: Final = "write-flat.vmdk"
+JOB_FILES: Final = tuple(f"job{number}-flat.vmdk" for number in range(4))
 DISK_FILE: Final = "disk-flat.vmdk"
 """Sparse: a quarter of it has contents."""
 
@@ -47,6 +48,11 @@ class Scale:
     def contents_mib(self) -> int:
         """Of the sparse disk."""
         return self.disk_mib // 4
+
+    @property
+    def job_mib(self) -> int:
+        """Of the file that one of four jobs has."""
+        return max(1, self.file_mib // len(JOB_FILES))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +131,9 @@ def timed(words: Sequence[str | Path]) -> float:
 class Fio:
     """One fio job on one of the prepared files.
 
-    With `whole` it passes over the file once, else it goes on for the scale's seconds.
+    With `whole` it passes over the file once, else it goes on for the scale's seconds. With `apart`
+    each of four jobs has a file of its own, as the disks of four machines are, of a quarter of the
+    size: the kernel lets one direct write into a file at a time.
     """
 
     row: str
@@ -136,6 +144,7 @@ class Fio:
     jobs: int = 1
     fsync: int = 0
     whole: bool = False
+    apart: bool = False
 
     @property
     def writes(self) -> bool:
@@ -144,10 +153,15 @@ class Fio:
 
     def command(self, place: Place, scale: Scale) -> list[str]:
         """The words to run."""
-        path = place.directory / (WRITE_FILE if self.writes else READ_FILE)
-        words = ["fio", "--name=bench", "--output-format=json", "--thread", "--gtod_reduce=1"]
-        words += [f"--filename={path}", f"--rw={self.rw}", f"--bs={self.block}"]
-        words += [f"--ioengine={self.engine}", f"--size={scale.file_mib}M"]
+        # No job may be called as something in the working directory is: fio would take that.
+        words = ["fio", "--name=a load", "--output-format=json", "--thread", "--gtod_reduce=1"]
+        if self.apart:
+            words += [f"--directory={place.directory}", "--filename_format=job$jobnum-flat.vmdk"]
+            words.append(f"--size={scale.job_mib}M")
+        else:
+            path = place.directory / (WRITE_FILE if self.writes else READ_FILE)
+            words += [f"--filename={path}", f"--size={scale.file_mib}M"]
+        words += [f"--rw={self.rw}", f"--bs={self.block}", f"--ioengine={self.engine}"]
         words += [f"--direct={int(self.direct)}", "--invalidate=1"]
         words += ["--fallocate=none", f"--numjobs={self.jobs}", "--group_reporting"]
         if self.fsync:
@@ -250,6 +264,7 @@ _FIOS: Final = (
     Fio(row="read-4k-4", rw="randread", block="4k", direct=True, jobs=4),
     Fio(row="write-4k", rw="randwrite", block="4k", direct=True),
     Fio(row="write-4k-4", rw="randwrite", block="4k", direct=True, jobs=4),
+    Fio(row="write-4k-4-apart", rw="randwrite", block="4k", direct=True, jobs=4, apart=True),
     Fio(row="write-4k-fsync", rw="randwrite", block="4k", fsync=1),
 )
 _NAMES: Final = ("create", "open", "stat", "ls", "ls-cold", "unlink")

@@ -120,6 +120,12 @@ ROWS: Final = (
     Row(name="read-4k-4", title="random read 4 KiB, 4 jobs", unit=Unit.IOPS, targets=best(0.9)),
     Row(name="write-4k", title="random write 4 KiB, depth 1", unit=Unit.IOPS, targets=best(0.7)),
     Row(name="write-4k-4", title="random write 4 KiB, 4 jobs", unit=Unit.IOPS, targets=best(0.9)),
+    Row(
+        name="write-4k-4-apart",
+        title="random write 4 KiB, 4 jobs, a file each",
+        unit=Unit.IOPS,
+        targets=best(0.9),
+    ),
     Row(name="write-4k-fsync", title="random write 4 KiB, fsync each", unit=Unit.IOPS),
     Row(name="create", title="create of 2,000 names", unit=Unit.RATE, targets=best(0.7)),
     Row(name="open", title="open of 2,000 names", unit=Unit.RATE, targets=best(0.7)),

@@ -183,7 +183,7 @@ def room_wanted(plan: Plan) -> int:
     filled = len(set(plan.variants) & FILLED) + 1
     disks = len(set(plan.variants) & FILLED_WITH_DISKS) + 3  # outside, and copies under way
     guest_mib = GUEST_MIB if plan.guest_disk is not None else 0
-    mib = filled * (2 * plan.scale.file_mib + METADATA_MIB)
+    mib = filled * (3 * plan.scale.file_mib + METADATA_MIB)
     mib += disks * (plan.scale.contents_mib + guest_mib)
     return mib << 20
 

@@ -19,6 +19,7 @@ from typing import Final
 from bench.loads import (
     DISK_FILE,
     GUEST_DISK,
+    JOB_FILES,
     READ_FILE,
     SCRATCH,
     WRITE_FILE,
@@ -137,7 +138,7 @@ class Bench:
 
     def _image_bytes(self) -> int:
         """Room for the files, a copy of the disk, its conversion and a guest."""
-        mib = 2 * self.scale.file_mib + 3 * self.scale.contents_mib + 2048
+        mib = 3 * self.scale.file_mib + 3 * self.scale.contents_mib + 2048
         return max(2 << 30, mib * MIB)
 
     def _passthrough(self, name: str) -> None:
@@ -224,6 +225,8 @@ class Bench:
         (path / SCRATCH).mkdir()
         write_stretches(path / READ_FILE, self.scale.file_mib)
         write_stretches(path / WRITE_FILE, self.scale.file_mib)
+        for name in JOB_FILES:
+            write_stretches(path / name, self.scale.job_mib)
         if copies:
             write_stretches(path / DISK_FILE, self.scale.disk_mib, every=4)
             if self._guest_disk is not None:

@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from bench.client import make, open_and_close, rate, reread
-from bench.loads import BOOT, LOADS, Fio, LoadFailed, Place, Scale, parse_fio, run_program
+from bench.loads import (
+    BOOT,
+    JOB_FILES,
+    LOADS,
+    Fio,
+    LoadFailed,
+    Place,
+    Scale,
+    parse_fio,
+    run_program,
+)
 from bench.main import ALL_LOADS, FULL, PREFIX, QUICK, parse, scale_of, work_directory
 from bench.rows import ROWS
 from bench.variants import Variant, write_stretches
@@ -47,6 +57,15 @@ def test_a_pass_over_the_file_ends_on_the_disk_where_there_is_one() -> None:
     assert "--end_fsync=1" in job.command(place(Path("/x"), on_disk=True), SCALE)
     assert "--end_fsync=1" not in job.command(place(Path("/x")), SCALE)
     assert not any("runtime" in word for word in job.command(place(Path("/x")), SCALE))
+
+
+def test_jobs_apart_write_the_files_that_were_made_for_them() -> None:
+    job = Fio(row="r", rw="randwrite", block="4k", jobs=len(JOB_FILES), apart=True)
+    [form] = [word for word in job.command(place(Path("/x")), SCALE) if "filename" in word]
+
+    names = [form.partition("=")[2].replace("$jobnum", str(number)) for number in range(job.jobs)]
+
+    assert tuple(names) == JOB_FILES
 
 
 def test_reading_and_writing_jobs_have_files_of_their_own() -> None:
