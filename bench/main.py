@@ -31,14 +31,11 @@ PARENTS: Final = {"tmpfs": Path("/dev/shm"), "disk": Path("/var/tmp")}
 
 FULL: Final = Scale(file_mib=256, disk_mib=4096, seconds=0.6, names=2000, rounds=4, copy_rounds=2)
 QUICK: Final = Scale(file_mib=64, disk_mib=512, seconds=0.2, names=2000, rounds=1)
-RECORDED: Final = {
-    "tmpfs": Scale(file_mib=128, disk_mib=4096, seconds=0.25, names=2000, rounds=3),
-    "disk": Scale(file_mib=128, disk_mib=4096, seconds=0.25, names=2000, rounds=2),
-}
-"""What fits into ten minutes on two quiet cores."""
-
-RECORD_SECONDS: Final = {"tmpfs": 270.0, "disk": 200.0}
-"""On cores that are not quiet there are fewer rounds."""
+RECORDED: Final = Scale(
+    file_mib=128, disk_mib=4096, seconds=0.4, names=2000, rounds=3, copy_rounds=2
+)
+RECORD_SECONDS: Final = 600.0
+"""For each place: on cores that are not quiet there are fewer rounds."""
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -103,20 +100,20 @@ def plans(options: argparse.Namespace, guest_disk: Path | None) -> list[runner.P
         runner.Plan(
             place=place,
             parent=options.dir or PARENTS[place],
-            scale=scale_of(options, _base(options, place)),
+            scale=scale_of(options, _base(options)),
             loads=loads,
             variants=wanted,
-            seconds_max=RECORD_SECONDS[place] if options.record else math.inf,
+            seconds_max=RECORD_SECONDS if options.record else math.inf,
             guest_disk=guest_disk,
         )
         for place in places
     ]
 
 
-def _base(options: argparse.Namespace, place: str) -> Scale:
+def _base(options: argparse.Namespace) -> Scale:
     if options.quick:
         return QUICK
-    return RECORDED[place] if options.record else FULL
+    return RECORDED if options.record else FULL
 
 
 @contextmanager
