@@ -31,9 +31,7 @@ PARENTS: Final = {"tmpfs": Path("/dev/shm"), "disk": Path("/var/tmp")}
 
 FULL: Final = Scale(file_mib=256, disk_mib=4096, seconds=0.6, names=2000, rounds=4, copy_rounds=2)
 QUICK: Final = Scale(file_mib=64, disk_mib=512, seconds=0.2, names=2000, rounds=1)
-RECORDED: Final = Scale(
-    file_mib=128, disk_mib=4096, seconds=0.4, names=2000, rounds=3, copy_rounds=2
-)
+RECORDED: Final = Scale(file_mib=128, disk_mib=4096, seconds=0.3, names=2000, rounds=3)
 RECORD_SECONDS: Final = 600.0
 """For each place: on cores that are not quiet there are fewer rounds."""
 
