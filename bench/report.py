@@ -1,6 +1,7 @@
 """What people and programs read: Markdown tables, and one JSON document with every sample."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -158,7 +159,11 @@ def markdown(document: dict[str, Any], *, picture: str | None = None) -> str:
         parts.append(median_table(results))
     failures = document["failures"]
     if failures:
-        lines = [f"* {one['load']} on {one['variant']} ({one['place']})" for one in failures]
+        rounds = Counter((one["load"], one["variant"], one["place"]) for one in failures)
+        lines = [
+            f"* {load} on {variant} ({place}), in {count} round{'s' * (count > 1)}"
+            for (load, variant, place), count in rounds.items()
+        ]
         parts.append("Could not be run:\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
