@@ -202,3 +202,47 @@ async def test_too_many_claims_are_dropped_with_one_revocation(
         assert len(a.locks.snapshot()) == len(locks) - len(a.dropped)
         assert 12 <= len(a.locks.snapshot()) <= 16
         lab.check_invariants()
+
+
+async def test_a_directory_in_use_stays_locked_when_claims_are_dropped(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmfs.locks.manager.LOCKS_KEPT_MAX", 16)
+    async with cluster() as lab:
+        a = await lab.host("a")
+        directory, *new = (lab.lock(index) for index in range(20))
+        late = [new.pop(), new.pop()]
+
+        async def go_on() -> None:
+            a.during_revoke = None
+            for lock in late:
+                await visit(a, directory)
+                await claim(a, lock)
+
+        a.during_revoke = go_on  # whoever makes files does not wait for it
+        for lock in new[:16]:
+            await visit(a, directory)
+            await claim(a, lock)
+        await trio.sleep(1)  # of the mock clock: all is done that is to be done
+
+        assert a.locks.mode_held(directory) is EXCLUSIVE
+        assert a.dropped == new[:5]  # the oldest of seventeen, to three quarters of sixteen
+        assert all(a.locks.mode_held(lock) is EXCLUSIVE for lock in (*new[5:16], *late))
+        lab.check_invariants()
+
+
+async def test_too_many_locks_are_given_up_by_their_last_use(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmfs.locks.manager.LOCKS_KEPT_MAX", 16)
+    async with cluster() as lab:
+        a = await lab.host("a")
+        directory, *files = (lab.lock(index) for index in range(17))
+        for lock in files:
+            await visit(a, directory)
+            await visit(a, lock)
+        await trio.sleep(1)  # of the mock clock: all is done that is to be done
+
+        assert [lock for lock, _ in a.revoked] == files[:5]
+        assert a.locks.mode_held(directory) is EXCLUSIVE
+        lab.check_invariants()

@@ -9,10 +9,13 @@ An *attempt* makes the mode stronger, *closing* makes it weaker; the record on t
 one of the two at a time (`taking` is the part of an attempt that writes). No I/O happens here.
 """
 
+import heapq
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
+from operator import attrgetter
 from types import TracebackType
 from typing import Final, Self
 
@@ -26,6 +29,9 @@ HANDOVER_SECONDS: Final = 0.02
 """How long a host that gave up a lock keeps from taking it back. The answer, a read and a
 compare-and-write of the host that asked take half a millisecond; a host that was descheduled for
 longer than this asks again."""
+
+_uses = count(1)
+"""Numbers the uses of all locks; only which of two is the greater means anything."""
 
 
 class Attempt:
@@ -54,6 +60,7 @@ class OpPin:
         self.token = entry.token
         entry.pins.append(self)
         entry.label = label
+        entry.used = next(_uses)
         register.add(self)
 
     def release(self) -> None:
@@ -94,6 +101,7 @@ class Entry:
         "taking",
         "tenure",
         "token",
+        "used",
         "waiters",
     )
 
@@ -103,6 +111,7 @@ class Entry:
         self.token = 0
         self.tenure = 0  # the token with which this host came into the record, by whatever mode
         self.since = 0.0
+        self.used = 0  # the number of the last operation's use
         self.label = ""
         self.pins: list[OpPin] = []
         self.opens: Counter[tuple[LockMode, str]] | None = None
@@ -228,6 +237,11 @@ class LockTable:
         """Take an entry out that means nothing any more."""
         if entry.mode is LockMode.FREE and entry.is_idle():
             self.entries.pop(entry.lock.lv_offset, None)
+
+    def idle_longest(self, number: int) -> list[Entry]:
+        """Up to `number` cached locks that nobody uses: those whose last use is longest ago."""
+        idle = [e for e in self.entries.values() if e.is_idle() and e.mode is not LockMode.FREE]
+        return heapq.nsmallest(number, idle, key=attrgetter("used"))
 
     def is_wanted(self, lv_offset: LvOffset) -> bool:
         """Whether this host has the lock there, or is writing itself into its record."""

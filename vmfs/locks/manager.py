@@ -353,7 +353,7 @@ class LockManager:
     def _entry(self, lock: LockId) -> Entry:
         self._check_ending()
         entry = self._table.entry(lock)
-        if len(self._table.entries) > LOCKS_KEPT_MAX:
+        if self._is_crowded:
             self._crowded.set()
         return entry
 
@@ -496,9 +496,10 @@ class LockManager:
             log.warning("answer lost ask_id=%d reason=%r", asked.ask_id, str(error))
 
     async def _thin_out(self) -> None:
-        """Give up a quarter of the cached locks, those that have been here longest.
+        """Give up a quarter of the cached locks.
 
-        Claims first: they cost a host that wants them nothing, and this one no word to lockd.
+        Claims first: they cost a host that wants them nothing, and this one no word to lockd. Others
+        only when that is not enough, for nothing stays claimed when one of them is given up.
         """
         hooks = self._giving.hooks
         if hooks is not None:
@@ -507,7 +508,9 @@ class LockManager:
             except VmfsError as error:
                 log.warning("claims kept error=%r", str(error))
                 return
-        for entry in list(self._table.entries.values())[: self._excess]:
+        if not self._is_crowded:
+            return
+        for entry in self._table.idle_longest(self._excess):
             if entry.is_idle() and entry.mode is not LockMode.FREE:
                 try:
                     with self._table.kept(entry):
@@ -515,6 +518,10 @@ class LockManager:
                 except VmfsError as error:
                     log.warning("lock kept lock=%s error=%r", entry.lock, str(error))
                     return
+
+    @property
+    def _is_crowded(self) -> bool:
+        return len(self._table.entries) > LOCKS_KEPT_MAX
 
     @property
     def _excess(self) -> int:
