@@ -81,7 +81,7 @@ class FileData:
     def _read_pieces_now(self, contents: Contents, offset: int, count: int) -> Buffer | None:
         """Part of `read_now`: what is not data in one piece."""
         if contents.is_resident:
-            return bytes(contents.resident[offset : offset + count])
+            return contents.resident(offset, count)
         if contents.map.is_empty(offset, count):
             return bytes(count)
         extents = contents.map.known_extents(offset, count)
@@ -155,7 +155,7 @@ class FileData:
         if count <= 0:
             return b""
         if contents.is_resident:
-            return bytes(contents.resident[offset : offset + count])
+            return contents.resident(offset, count)
         await contents.map.load(offset, count)
         extents = contents.map.extents(offset, count)
         # The volume's own files are metadata: what is staged of them counts.
@@ -302,8 +302,7 @@ class FileData:
         contents, now = inode.loaded, self._ground.now()
         length = max(contents.desc.length, offset + len(data))
         if contents.is_resident:
-            contents.resident[contents.desc.length :] = bytes(DATA_SIZE - contents.desc.length)
-            contents.resident[offset : offset + len(data)] = data
+            contents.put_resident(offset, data)
         contents.change(length=length, mtime=now, ctime=now)
         inode.stage(self._ground.metadata, area=grown or contents.is_resident)
 

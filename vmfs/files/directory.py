@@ -279,7 +279,7 @@ class Directories:
         parts: list[bytes] = []
         for extent in block_map.extents(0, desc.length):
             if extent.kind is ExtentKind.RESIDENT:
-                return bytes(inode.loaded.resident[: desc.length])
+                return inode.loaded.resident(0, desc.length)
             if extent.kind is not ExtentKind.DATA:
                 raise self._corrupt(inode, "content", extent.kind.value, "blocks")
             parts.append(await self._ground.metadata.read(extent.lv_offset, extent.length))

@@ -19,6 +19,7 @@ from vmfs.files.guard import Guard
 from vmfs.ids import FdAddress
 from vmfs.locks.order import LockId
 from vmfs.ondisk.file_desc import (
+    DATA_SIZE,
     META_OFFSET,
     FileDesc,
     FileType,
@@ -39,7 +40,7 @@ LINK_MAX: Final = 65_000
 class Contents:
     """What a descriptor says, as this host sees it (changes staged but not in place included)."""
 
-    __slots__ = ("desc", "entries", "map", "resident")
+    __slots__ = ("_resident", "desc", "entries", "map")
 
     def __init__(
         self, *, desc: FileDesc, area: bytes, staging: Staging, files: ResourceFiles
@@ -54,7 +55,7 @@ class Contents:
         """
         self.desc = desc
         self.map = BlockMap(desc=desc, pointers=unpack_pointers(area), staging=staging, files=files)
-        self.resident = bytearray(area)  # means something at level RESIDENT only
+        self._resident = bytes(area[: desc.length]) if self.is_resident else b""
         self.entries: EntryArray | None = None  # of a directory, from its first use on
 
     @property
@@ -66,9 +67,25 @@ class Contents:
         """Replace fields of the metadata in memory; `stage` follows in the same step."""
         self.desc = self.desc.changed(fields)
 
+    def resident(self, offset: int, count: int) -> bytes:
+        """That many of the file's bytes, at level RESIDENT; the caller has looked at its length."""
+        return self._resident[offset : offset + count].ljust(count, b"\0")
+
+    def put_resident(self, offset: int, data: memoryview) -> None:
+        """Write file bytes, at level RESIDENT; `change` of the length follows in the same step."""
+        end = offset + len(data)
+        behind = self.resident(end, max(0, self.desc.length - end))
+        self._resident = b"".join((self.resident(0, offset), data, behind))
+
+    def cut_resident(self, length: int) -> None:
+        """Lose the file bytes behind `length`, which `change` will make the file's."""
+        self._resident = self._resident[:length]
+
     def area(self) -> bytes:
         """The data area as the descriptor must have it."""
-        return bytes(self.resident) if self.is_resident else pack_pointers(self.map.pointers)
+        if self.is_resident:
+            return self._resident.ljust(DATA_SIZE, b"\0")
+        return pack_pointers(self.map.pointers)
 
 
 class Inode:

@@ -140,7 +140,7 @@ class Removals:
             await self._ground.room()
             if not inode.orphaned:
                 self._remove_orphan(inode)
-            contents.resident[length:] = bytes(DATA_SIZE - length)
+            contents.cut_resident(length)
             contents.change(length=length, **times)
             inode.stage(self._ground.metadata)
             return
@@ -159,7 +159,7 @@ class Removals:
                 contents.map.cut(tail, grant)
                 if length == 0 and contents.map.empty and done:
                     contents.map.restart(self._ground.first_level)
-                    contents.resident = bytearray(DATA_SIZE)
+                    contents.cut_resident(0)
                 contents.change(length=length, **times)
                 inode.stage(self._ground.metadata)
 

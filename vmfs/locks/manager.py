@@ -498,8 +498,8 @@ class LockManager:
     async def _thin_out(self) -> None:
         """Give up a quarter of the cached locks.
 
-        Claims first: they cost a host that wants them nothing, and this one no word to lockd. Others
-        only when that is not enough, for nothing stays claimed when one of them is given up.
+        Claims first: they cost a host that wants them nothing, and this one no word to lockd.
+        Others only when that is not enough: nothing stays claimed when one of them is given up.
         """
         hooks = self._giving.hooks
         if hooks is not None:

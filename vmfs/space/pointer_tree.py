@@ -10,6 +10,7 @@ kind; the depth follows from the level alone, so damaged pointers cannot make a 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -33,6 +34,14 @@ LOAD_TABLES_MAX: Final = TABLES_MAX // 4
 _PER_SECTOR: Final = SECTOR_SIZE // 4
 
 
+@cache
+def _no_pointers(slots: int) -> Pointers:
+    """Zeros, the same ones for every resident file: there are many."""
+    none: Pointers = np.zeros(slots, np.uint32)
+    none.flags.writeable = False
+    return none
+
+
 class PointerTree:
     """Level, slots and known pointer blocks of one file. `version` grows with every change."""
 
@@ -48,7 +57,7 @@ class PointerTree:
         """Nothing is checked or read before it is needed."""
         self.zla = desc.zla
         resident = desc.zla is Zla.RESIDENT
-        self.pointers = np.zeros(shape.slots, np.uint32) if resident else pointers
+        self.pointers = _no_pointers(shape.slots) if resident else pointers
         self.shape = shape
         self.files = files
         self.version = 0
